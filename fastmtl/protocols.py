@@ -65,6 +65,9 @@ class Batch:
         metadata: named [B, ...] tensors, for example a FiLM vector [B, M] or slide positions.
         ids: the B samples' names.
         groups: the B samples' groups (for example patients), which a split keeps together.
+        set: the data set that all samples of the step, on all ranks, are of; "" if they are of several, or there is
+            only one.
+        tasks: the tasks that the samples can have labels for, and a model needs to compute; None: all.
     """
 
     images: Tensor
@@ -73,9 +76,15 @@ class Batch:
     metadata: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     ids: list[str] = field(default_factory=list[str])
     groups: list[str] = field(default_factory=list[str])
+    set: str = ""
+    tasks: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def concerns(self, task: str) -> bool:
+        """Whether the samples can have labels for the task."""
+        return self.tasks is None or task in self.tasks
 
     @property
     def present(self) -> Tensor:

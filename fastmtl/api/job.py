@@ -16,6 +16,7 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..builders.class_shares import with_class_shares
 from ..builders.ranks import with_synced_batchnorm
+from ..builders.sets import shares
 from ..config import ConfigError, Recipe, UsageError
 from ..distributed import World
 from ..evaluation.tta import check_views
@@ -103,6 +104,8 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
     batch_size = share_of_batch(recipe, ranks, world.size)
     continued = resumed and (out / stains.FILE).exists()
     stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
+    if root is None and recipe.data.sets:
+        root = Path()
     if root is None:
         root = world.broadcast(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
     has_split = resumed and run.split_file.is_file()
@@ -138,6 +141,7 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
     say(odd, console)
     odd = [*notices.of_problems(splits.problems, root), *odd]
     facts = _facts(root, split_file, splits) | {
+        **({"sets": of_sets(recipe, splits)} if recipe.data.sets else {}),
         "ranks": ranks,
         "precision": str(dtype or torch.float32).removeprefix("torch."),
         "device": str(device),
@@ -228,6 +232,20 @@ def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict
         "training_images": len(splits.train),
         "validation_images": len(splits.validation),
         "inner_images": len(splits.inner),
+    }
+
+
+def of_sets(recipe: Recipe, splits: datasets.Splits) -> dict[str, dict[str, Any]]:
+    """Name of each of data.sets -> its tasks, its images on each side, and its share of the training."""
+    drawn = shares(recipe, splits.train)
+    parts = {"training": splits.train, "validation": splits.validation, "test": splits.test, "inner": splits.inner}
+    return {
+        one.name: {
+            "tasks": list(one.tasks),
+            **{f"{side}_images": sum(tile.label == number for tile in part.tiles) for side, part in parts.items()},
+            "share": drawn[one.name],
+        }
+        for number, one in enumerate(recipe.data.sets)
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import data
 from ..ops.core.backends import gpu_fallbacks
 from ..protocols import MAPS, Batch, Task
+from ..utils.score_names import score_names
 from ..utils.words import counted
 
 _HELD_OUT = "held-out images"
@@ -197,12 +198,15 @@ def _after_epoch(task: Task, record: Mapping[str, Any], watching: str) -> str:
 
 def _too_good(task: Task, found: Mapping[str, Any], where: str) -> str:
     """The notice on a primary metric of 1.000 in `found`; "" if it is lower or missing."""
-    score = found.get("tasks", {}).get(task.name, {}).get(task.primary_metric) if _is_scored(task) else None
-    if not isinstance(score, int | float) or f"{score:.3f}" != "1.000":
+    scores = found.get("tasks", {}) if _is_scored(task) else {}
+    perfect = {name: scores.get(name, {}).get(task.primary_metric) for name in score_names(task)}
+    perfect = {name: one for name, one in perfect.items() if isinstance(one, int | float) and f"{one:.3f}" == "1.000"}
+    if not perfect:
         return ""
+    name, score = next(iter(perfect.items()))
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
-        f"task {task.name!r}: {task.primary_metric} is {exactly} {where}: too good to be true; check that masks and "
+        f"task {name!r}: {task.primary_metric} is {exactly} {where}: too good to be true; check that masks and "
         "labels are correct, that no patient is on both sides, and that nothing in the images reveals the answer"
     )
 

@@ -69,6 +69,7 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     split = tried(lambda: datasets.split_of(recipe, usable, root)[0])
     sides = split and tried(lambda: split.apply(usable))
     train = sides[0] if sides else usable
+    tried(lambda: datasets.check_training_tiles(recipe, train))
     tried(lambda: datasets.check_metadata(recipe, train))
     for name, options in recipe.tasks.items():  # one by one, so that a refused task does not hide another
         alone = replace(recipe, tasks={name: options})

@@ -182,6 +182,9 @@ class Scattered(Replicated):
     def offset(self) -> int:
         return 0 if self._shares is None else self.rank * self._shares.shape[1]
 
+    def release(self) -> None:
+        self._shares = None
+
     @phase("communication")
     def copied(self, arena: GradientArena) -> Tensor:
         rows = arena.complete()

@@ -43,6 +43,10 @@ class SingleProcess:
         """Discard a failed step."""
         return
 
+    def release(self) -> None:
+        """Free buffers: other tasks come next."""
+        return
+
     def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses with the mean values of all ranks and the graphs of this rank; which tasks have labels on any rank."""
         return losses, active

@@ -17,6 +17,7 @@ from ..protocols import Balancer, Batch, Task
 from ..tasks import check_task, create_task, target_kind
 from ..utils.suggestions import check_options, nearest
 from .pretrained import normalization_of
+from .sets import build_balancers, column_in, sets_of, tile_sets
 
 _OURS = ("kind", "column")  # keys of a task's table that are not options of the task
 
@@ -77,7 +78,7 @@ def build_tasks(
     tasks = []
     for number, (name, options) in enumerate(recipe.tasks.items()):
         rest = {key: value for key, value in options.items() if key not in _OURS}
-        column = _column(name, options)
+        column = column_in(recipe, name, target_kind(options["kind"]))
         names = classes.get(column, ()) if column else class_names
         if target_kind(options["kind"]) == "label" and not names:
             raise ConfigError(
@@ -85,18 +86,11 @@ def build_tasks(
                 f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'} (set tasks.{name}.column)."
             )
         task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
-        if column:
+        if column := column_in(recipe, name, task.target.kind):
             task.target = replace(task.target, column=column)
+        task.sets = sets_of(recipe, name)
         tasks.append(task)
     return tasks
-
-
-def _column(task: str, options: Mapping[str, object]) -> str:
-    """The column that a task learns from; "" is the tile's own mask or label."""
-    column = options.get("column", "")
-    if not isinstance(column, str):
-        raise ConfigError(f"tasks.{task}.column must be text, the name of a column; got {column!r}.")
-    return "" if column in ("mask", "label") else column
 
 
 def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
@@ -174,6 +168,7 @@ def build_loader(
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),
         balance_power=config.balance_power,
+        sets=tile_sets(recipe, folder),
         pairs=pairs if train and config.sampler == "pairs" else None,
         open_slides=config.open_slides if train else 0,
         per_slide=config.per_slide if train else 0,
@@ -198,6 +193,11 @@ def _metadata(recipe: Recipe) -> dict[str, list[str]]:
         column for options in tables for column in (options.get("group_by", ""), *options.get("threshold_by", ()))
     }
     return {**{column: [column] for column in sorted(grouped - {""})}, **recipe.data.metadata}
+
+
+def columns_of_metadata(recipe: Recipe) -> set[str]:
+    """The columns that batches need besides the targets."""
+    return {column for columns in _metadata(recipe).values() for column in columns}
 
 
 def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
@@ -227,6 +227,8 @@ def build_balancer(recipe: Recipe, stage: StageConfig | None = None, model: nn.M
     options = {key: value for key, value in table.items() if key != "name"}
     if model is not None and isinstance(name := options.get("layer"), str):
         options["layer"] = _trained_parameter(recipe, model, name)
+    if recipe.data.sets and recipe.data.sets_batches == "one":
+        return build_balancers(recipe, table["name"], options, stage.tasks if stage is not None else ())
     return balance.create_balancer(table["name"], **options)
 
 

@@ -14,6 +14,9 @@ from ..config import ConfigError, Recipe
 from ..tasks import target_kind
 from ..utils.words import counted
 from . import selection
+from .joined_sets import read_sets
+from .sets import check_training_tiles as check_training_tiles
+from .sets import column_in
 from .target_checks import check_maps as check_maps
 from .target_checks import check_metadata as check_metadata
 from .target_checks import check_targets as check_targets
@@ -65,7 +68,7 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
 
     Args:
         recipe: its [data] table is used.
-        root: a manifest, or a folder in any known format.
+        root: a manifest, or a folder in any known format; with data.sets the folder that holds them.
         classes: label column ("label" is the tiles' own) -> classes in order, instead of the recipe's.
 
     Raises:
@@ -73,6 +76,8 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         FileNotFoundError, ValueError: the data cannot be used.
     """
     config = recipe.data
+    if config.sets:
+        return read_sets(recipe, root, read_data, classes)
     if config.index_folder:
         data.use_index_folder(config.index_folder)
     offset = (float(config.polygon_offset[0]), float(config.polygon_offset[1])) if config.polygon_offset else (0.0, 0.0)
@@ -174,16 +179,25 @@ def read_splits(
         accept(folder)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
+    check_training_tiles(recipe, train)
     lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
     odd = (
         *data.patient_notices(folder),
         *data.scale_notices(folder),
         *data.duplicate_notices(folder, leaks_alone=True),
-        *(data.Problem(folder.root, line) for line in lacking),
+        *(data.Problem(folder.root, _of_sets(recipe, line)) for line in lacking),
     )
     problems = (*folder.problems, *odd)
     test, inner = split.test_of(folder), split.inner_of(folder)
-    return Splits(train, validation, origin, problems, split, test, inner, data.summary_lines(folder))
+    summary = [_of_sets(recipe, line) for line in data.summary_lines(folder)]
+    return Splits(train, validation, origin, problems, split, test, inner, summary)
+
+
+def _of_sets(recipe: Recipe, line: str) -> str:
+    """A line about the tiles' own classes; with data.sets these are the sets."""
+    if not recipe.data.sets:
+        return line
+    return re.sub("^label:", "sets:", line if recipe.data.stratify else re.sub("^class ", "data.sets ", line))
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
@@ -221,7 +235,7 @@ def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path
     if split_file is None and (own := data.split_by_column(folder)) is not None:
         return own, f"the column split of {folder.root}"
     config = recipe.data
-    stratified = f"stratified by {config.stratify or 'class'}"
+    stratified = f"stratified by {config.stratify or ('set' if config.sets else 'class')}"
     if config.folds and config.folds == len(folder.folds) and split_file is None:
         # Taken as it is, also if it holds none of a class out, as fold A of HEp-2 does of golgi: a notice says so.
         split, name = data.published_fold(folder, config.fold)
@@ -252,7 +266,7 @@ def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path
 
 
 def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:
-    columns = [recipe.data.stratify or "label", *(options.get("column", "") for options in recipe.tasks.values())]
+    columns = [recipe.data.stratify or "label", *(column_in(recipe, task) for task in recipe.tasks)]
     for column in dict.fromkeys(columns):
         names = folder.names_of(column)
         held_out, every = set(split.val), [(tile.id, data.label_of(tile, column)) for tile in folder.tiles]

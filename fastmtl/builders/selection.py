@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .. import data
 from ..config import ConfigError, Recipe, optimizer_of
+from .sets import column_in
 
 
 def selects(recipe: Recipe) -> str:
@@ -75,7 +76,7 @@ def chosen_by(recipe: Recipe, *, inner: bool, test: bool) -> str:
 
 def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:
     """Raise ConfigError if the inner share takes every training image of a class."""
-    for column in dict.fromkeys([recipe.data.stratify, *(task.get("column", "") for task in recipe.tasks.values())]):
+    for column in dict.fromkeys([recipe.data.stratify, *(column_in(recipe, task) for task in recipe.tasks)]):
         left, taken = (
             {data.label_of(tile, column) for tile in part.tiles}
             for part in (folder.subset(split.train), folder.subset(split.inner))

@@ -84,11 +84,12 @@ def check_maps(
         ConfigError: the masks of a task have other classes or channels than the task, the same ones in another order,
             or a foreground that the loader would miss.
     """
-    tiles, odd = [tile for folder in folders for tile in folder.tiles], []
+    odd = []
     learned = {tile.id for tile in train.tiles} if train else ()
     for task in tasks:
         if task.target.kind not in MAPS:
             continue
+        tiles = [tile for folder in folders for tile in _tiles_of(task, folder)]
         masks = data.seen_masks(tiles, task.target.column)
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
         structures = getattr(task, "structures", ())
@@ -108,6 +109,13 @@ def check_maps(
             reason = f"task {task.name!r}: in training {same}: there is nothing to learn, and its scores say nothing"
             odd.append(data.Problem(train.root, reason))
     return odd
+
+
+def _tiles_of(task: Task, folder: data.Dataset) -> Sequence[data.Tile]:
+    """The tiles of the sets that have labels for the task; all, if it is of no set."""
+    names = getattr(task, "sets", ())
+    numbers = {folder.class_names.index(name) for name in names if name in folder.class_names}
+    return [tile for tile in folder.tiles if tile.label in numbers] if names else folder.tiles
 
 
 def _check_order(task: str, structures: Sequence[str], drawn: Collection[Sequence[str]]) -> None:

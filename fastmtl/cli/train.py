@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import inspect
 import textwrap
 import typing
@@ -123,7 +124,8 @@ def _parser(shown: Recipe) -> Parser:
 
 
 def _add_flag(group: argparse._ActionsContainer, key: str, hint: Any, text: str) -> None:
-    """Add a flag for a key of a recipe. Keys that are tables have no flag: `--set` changes their entries."""
+    """Add a flag for a key of a recipe. Keys that are tables, or lists of them, have none: `--set` changes their
+    entries."""
     options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "help": text.replace("%", "%%").strip()}
     inner = typing.get_args(hint)
     if hint is bool:
@@ -131,6 +133,8 @@ def _add_flag(group: argparse._ActionsContainer, key: str, hint: Any, text: str)
     elif typing.get_origin(hint) is typing.Literal:
         by_text = {str(choice): choice for choice in inner}
         options |= {"choices": inner, "type": lambda text: by_text.get(text, text)}
+    elif inner and dataclasses.is_dataclass(inner[0]):
+        return
     elif typing.get_origin(hint) in (list, tuple):
         options |= {"nargs": "*", "type": inner[0], "metavar": inner[0].__name__.upper()}
     elif typing.get_origin(hint) is dict:

@@ -1,5 +1,6 @@
 """Recipes: their schema, their files, how they are merged, and which values are valid."""
 
+from .check_sets import data_of as data_of
 from .files import list_recipes as list_recipes
 from .load import as_dict as as_dict
 from .load import at_key as at_key
@@ -18,6 +19,7 @@ from .schema import OptimizerConfig as OptimizerConfig
 from .schema import Recipe as Recipe
 from .schema import StageConfig as StageConfig
 from .schema import TrainingConfig as TrainingConfig
+from .sets import SetConfig as SetConfig
 from .stages import optimizer_of as optimizer_of
 from .stages import stages_of as stages_of
 from .validation import validate as validate

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .paper import PaperConfig
+from .sets import SetConfig
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ class DataConfig:
     """What to do with damaged files: refuse to start, or skip them."""
     max_damaged: float = 0.0
     """Fraction of tiles that may fail during an epoch and are replaced by others; more failures stop the training."""
+    sets: list[SetConfig] = field(default_factory=list[SetConfig])
+    """Data sets side by side, [[data.sets]], instead of one; each is read with the other keys of this table."""
+    sets_temperature: float = 1.0
+    """Sets of n training tiles are drawn in proportion to n^(1 / sets_temperature). 1: all tiles equally often."""
+    sets_batches: Literal["one", "mixed"] = "one"
+    """A step's batch is of one set, and only the tasks of this set are computed; or of all sets."""
     num_threads: int = 2
     """Threads that decode and augment."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..utils.suggestions import file_name_problem, folded, nearest
+from .check_sets import check_sets
 from .parsing import ConfigError
 from .schema import DataConfig, DistributedConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
 from .stages import optimizer_of
@@ -22,6 +23,7 @@ def validate(recipe: Recipe) -> None:
         for number, stage in enumerate(recipe.stages):  # first, because training.epochs is their sum
             _check_stage(recipe, number, stage)
         _check_data(recipe.data)
+        check_sets(recipe, _check_data)
         _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
         _check_distributed(recipe.distributed)
         _check_monitor(recipe)

@@ -33,7 +33,7 @@ class Ensemble(nn.Module):
         sums: dict[str, Any] = {}
         for member, own in zip(self.members, self.normalizations, strict=True):
             outputs = member(batch if own == self.normalizations[0] else self._renormalised(batch, own))
-            for name in self.tasks:
+            for name in filter(batch.concerns, self.tasks):
                 output = outputs[name].float()
                 sums[name] = sums[name] + output if name in sums else output
         return {name: total / len(self.members) for name, total in sums.items()}

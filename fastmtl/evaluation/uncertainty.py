@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..utils.json_toml import JsonMapping, JsonObject
+from ..utils.score_names import set_and_task
 from .bootstrap import Interval, Statistic, intervals, mean_over_patients
 from .statistics import checked_statistic, metric_names, patient_of
 
@@ -26,8 +27,10 @@ def over_patients(lines: Sequence[JsonMapping], tasks: Mapping[str, JsonMapping]
     patients = {patient_of(line) for line in lines}
     known: dict[tuple[str, str], Statistic] = {}
     for task, metrics in tasks.items():
+        of_set, name = set_and_task(task)
+        own = [line for line in lines if not of_set or str(line["id"]).startswith(f"{of_set}/")]
         for metric, value in metric_names(metrics).items():
-            if (found := checked_statistic(lines, task, metric, value)) is not None:
+            if (found := checked_statistic(own, name, metric, value)) is not None:
                 known[task, metric] = found
     drawn = intervals({f"{task}\n{metric}": [one] for (task, metric), one in known.items()}, _RESAMPLES)
     spans: dict[str, dict[str, Interval]] = {}

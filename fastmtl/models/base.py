@@ -107,6 +107,11 @@ class MultiTaskModel(nn.Module):
         for head in heads:
             head.use(stride)
 
+    def wanted(self, batch: Any) -> tuple[str, ...]:
+        """The selected tasks, without those that no sample of the `Batch` can have a label for."""
+        tasks = getattr(batch, "tasks", None)
+        return self.selected if tasks is None else tuple(name for name in self.selected if name in tasks)
+
     def images_of(self, batch: Any) -> Tensor:
         """The images of a `Batch`, or the images themselves, with their size checked."""
         images: Tensor = batch if isinstance(batch, Tensor) else batch.images
@@ -217,7 +222,7 @@ class PyramidModel(MultiTaskModel):
     def forward(self, batch: Any) -> dict[str, Any]:
         images = self.images_of(batch)
         features = self.encode(batch, images)
-        wanted = self.selected
+        wanted = self.wanted(batch)
         outputs: dict[str, Any] = {}
         for name, decoder in self.decoders.items():
             if name in wanted:

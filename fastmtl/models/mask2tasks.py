@@ -131,7 +131,7 @@ class Mask2Tasks(MultiTaskModel):
         images = self.images_of(batch)
         features = self.net.model.pixel_level_module.encoder(images).feature_maps
         outputs: dict[str, Any] = {}
-        for name in self.selected:
+        for name in self.wanted(batch):
             if name == self.universal:
                 outputs[name] = self._queries(features)
             else:

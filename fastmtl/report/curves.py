@@ -10,6 +10,7 @@ from typing import Any
 
 from ..utils.json_toml import JsonMapping, JsonObject
 from ..utils.metric_directions import direction_of
+from ..utils.score_names import set_and_task
 from .charts import Line, line_chart
 from .past_run import PastRun
 
@@ -27,8 +28,10 @@ def learning_section(run: PastRun) -> str:
         last |= record.get("validation", {}).get("tasks", {})
     parts = ["<h2>Learning curves</h2>", _note(records, run.watching)]
     for task in dict.fromkeys(task for record in records for task in record["loss"]):
-        metrics = last.get(task, {})
-        figures = [_losses(records, task, run.watching, marks), *_scores(records, task, metrics, run.watching, marks)]
+        figures = [_losses(records, task, run.watching, marks)]
+        for name, metrics in last.items():
+            if set_and_task(name)[1] == task:
+                figures += _scores(records, name, metrics, run.watching, marks)
         parts.append(f"<h3>{escape(task)}</h3><div class=grid>{''.join(figures)}</div>")
     rate = curve(records, "after each epoch", lambda r: r["lr"])
     if any(map(isfinite, rate.ys)):

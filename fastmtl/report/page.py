@@ -17,6 +17,7 @@ from .images import class_facts, class_sections, patient_section, spread, tile_s
 from .notices import notice_section
 from .past_run import UNEXPECTED, PastRun
 from .scores import score_cards, uncertainty_note
+from .sets import set_section
 from .style import page
 
 _MEANINGS = {
@@ -68,7 +69,7 @@ def what_ran(run: PastRun) -> dict[str, str]:
         "epoch chosen by": run.summary.get("chosen_by"),
         f"{run.unit}s": None if run.by_tile else _counts(facts, "training_patients", "validation_patients"),
         "images": _counts(facts, "training_images", "validation_images"),
-        "classes": ", ".join(facts.get("class_names", [])),
+        "sets" if "sets" in facts else "classes": ", ".join(facts.get("class_names", [])),
         **{f"classes of {column}": ", ".join(names) for column, names in facts.get("classes", {}).items()},
         "model": _options(config.get("model")),
         "balancer": _options(config.get("balancer")),
@@ -238,6 +239,7 @@ def _options(table: Any) -> str:
 _SECTIONS: tuple[Callable[[PastRun], str], ...] = (
     _head,
     notice_section,
+    set_section,
     tile_sections,
     class_sections,
     patient_section,

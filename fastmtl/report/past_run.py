@@ -9,6 +9,7 @@ from ..training.run_dir import RunError, RunFolder, read_lines
 from ..utils.json_toml import JsonObject, parse_toml, read_json
 from ..utils.limited_reads import MAX_TOML, read_whole
 from ..utils.metric_directions import direction_of
+from ..utils.score_names import set_and_task
 
 # The errors of code that reads JSON with an unexpected structure.
 UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -56,12 +57,12 @@ class PastRun:
     def options(self, task: str) -> JsonObject:
         """The recipe's options of a task; {} if there are none."""
         tasks = self.config.get("tasks", {})
-        found = tasks.get(task, {}) if isinstance(tasks, dict) else {}
+        found = tasks.get(set_and_task(task)[1], {}) if isinstance(tasks, dict) else {}
         return found if isinstance(found, dict) else {}
 
     def classes(self, task: str) -> list[str]:
         """The classes of a task's column, in order; [] if unknown."""
-        column = self.options(task).get("column", "")
+        column = f"tasks.{task}" if "sets" in self.facts else self.options(task).get("column", "")
         if column in ("", "label"):
             return self.facts.get("class_names", [])
         return self.facts.get("classes", {}).get(column, [])

@@ -28,11 +28,13 @@ class BaseTask:
         target: the kind of target that the loader reads.
         output: the logits that the model must return.
         primary_metric: the metric that chooses the best checkpoint, larger is better; "" for an auxiliary task.
+        sets: the data sets with labels for it, if the run trains on several; () is one data set.
         higher_is_better: metric -> whether larger values are better, if its torchmetrics class does not declare it.
     """
 
     primary_metric: ClassVar[str] = ""
     higher_is_better: ClassVar[Mapping[str, bool]] = {}
+    sets: tuple[str, ...] = ()
     output: Output
     target: Target
 

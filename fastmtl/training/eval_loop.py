@@ -11,6 +11,7 @@ from torch import nn
 from ..distributed import World
 from ..protocols import Batch, Task
 from ..utils.json_toml import JsonObject
+from ..utils.score_names import score_names
 from .sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def evaluate(
     world: World | None = None,
 ) -> JsonObject:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the primary metrics, "num_images"}.
+
+    A task with labels in several data sets has metrics for each, "SET/TASK" (see `utils.score_names`).
 
     A primary metric below 0 (R^2 has no lower bound) counts as value / (1 - value), at least -1, so that a single
     untrained task does not determine the checkpoint.
@@ -57,31 +60,36 @@ def _evaluate(
 ) -> JsonObject:
     training = model.training
     model.eval()
-    metrics = {task.name: task.metrics().to(device) for task in tasks}
+    scored = {name: (task, of_set) for task in tasks for name, of_set in score_names(task).items()}
+    metrics = {name: task.metrics().to(device) for name, (task, _) in scored.items()}
     sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
+    counts = torch.zeros_like(sums)  # images in whose batches the task is computed
     images = 0
     for batch in loader:
         images += len(batch)
         batch = batch.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             outputs = model(batch)
-        for task in tasks:
-            task.update(metrics[task.name], outputs[task.name], batch)
-        losses = [task.loss(outputs[task.name], batch).double() for task in tasks]
-        sums += torch.stack(losses) * len(batch)
+        for name, (task, of_set) in scored.items():
+            if batch.concerns(task.name) and of_set in ("", batch.set):
+                task.update(metrics[name], outputs[task.name], batch)
+        for place, task in enumerate(tasks):
+            if batch.concerns(task.name):
+                sums[place] += task.loss(outputs[task.name], batch).double() * len(batch)
+                counts[place] += len(batch)
         if visit is not None:
             visit(batch, outputs)
     model.train(training)
     if world is not None:
-        found = world.sum(torch.cat([sums, sums.new_tensor([images])]))
-        sums, images = found[:-1], int(found[-1])
+        found = world.sum(torch.cat([sums, counts, sums.new_tensor([images])]))
+        sums, counts, images = found[: len(tasks)], found[len(tasks) : -1], int(found[-1])
         if world.size > 1:
             _fill_empty_lists(metrics, world)
     # torchmetrics sums over the ranks.
-    summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
-    primary = [summaries[task.name][task.primary_metric] for task in tasks if task.primary_metric]
+    summaries = {name: task.summary(metrics[name]) for name, (task, _) in scored.items()}
+    primary = [summaries[name][task.primary_metric] for name, (task, _) in scored.items() if task.primary_metric]
     known = [value if value >= 0 else value / (1 - value) for value in primary if value is not None]
-    means = (sums / max(images, 1)).tolist()
+    means = (sums / counts.clamp(min=1)).tolist()
     return {
         "tasks": summaries,
         "loss": {task.name: loss for task, loss in zip(tasks, means, strict=True)},

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..balance.plain_step import PlainUpdate
 from ..balance.replay import Replay
+from ..balance.set_balancers import SetBalancers
 from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
@@ -33,11 +34,12 @@ from .norm_statistics import NormStatistics
 from .sharding import is_sharded, why_not
 from .skipped_steps import GoBack, SkippedSteps
 from .step_clock import StepClock
+from .step_tasks import StepTasks
 from .trainer_saving import TrainerSaving
 from .weight_averaging import WeightAverage
 
 
-class Trainer(TrainerSaving):
+class Trainer(StepTasks, TrainerSaving):
     """Trains one model on K tasks.
 
     Args:
@@ -98,8 +100,9 @@ class Trainer(TrainerSaving):
         self.pending: dict[str, Any] | None = None
         self.stop_requested = False
         self._saved_at = 0.0  # set where `fit` begins
-        # Per task: the sum of losses of this epoch's steps that were not skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros_like(self.sums) if isinstance(balancer, SetBalancers) else None
+        self.places = {}
         self.skipped = SkippedSteps(
             config,
             [task.name for task in tasks],
@@ -169,30 +172,31 @@ class Trainer(TrainerSaving):
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
-        statistics = self.statistics.take()
-        again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
+        statistics, balancer = self.statistics.take(), self.balancer_of(batch)
+        again = Replay(self.model, self.device) if balancer.needs_reevaluation else None
         with phase("forward"):
             found = losses = self.losses(batch)
         spikes = None
         if self.spikes is not None:
             with phase("communication"):
-                losses, spikes = self.spikes.screen(found)
-        shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
-        due = watches(self.config, self.step_count + 1, self.balancer)
+                losses, spikes = self.spikes.screen(self.with_others(found))
+                losses = {name: losses[name] for name in found}
+        shared, active = list(cast(Model, self.model).shared_parameters()), self.labels_of(batch).any(0)
+        due = watches(self.config, self.step_count + 1, balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
         with phase("balance"):
-            done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
+            done = watched | dict(self.update(balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
             self.scaler.update()
-        values = torch.stack([loss.detach().double() for loss in found.values()])
+        values = torch.stack([loss.detach().double() for loss in self.with_others(found).values()])
         skipped = done.pop("skipped")
         not_counted = self.skipped.add(self.step_count + 1, values, skipped, batch, spikes)
-        self.sums += torch.where(not_counted, 0.0, values)
+        self.add_losses(batch, values, not_counted)
         if self.scheduler is not None:
             self.scheduler.step()
         if again is not None:
             with phase("balance"):
-                self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
+                balancer.after_step(lambda: again(lambda: self.losses(batch)))
         with phase("communication"):
             self.statistics.share(self.world)
         self.statistics.undo(statistics, skipped)
@@ -207,9 +211,9 @@ class Trainer(TrainerSaving):
         losses over the ranks is the mean over all labelled samples."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
-        losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
+        losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks_of(batch)}
         with phase("communication"):
-            return self.world.losses(losses, self._has_label(batch).sum(0))
+            return self.world.losses(losses, self.labels_of(batch).sum(0))
 
     def _finish_epoch(self, pending: dict[str, Any], train: Loader, validation: Loader | None) -> dict[str, Any]:
         """Validate and record the epoch that has been trained; returns its record."""
@@ -262,11 +266,8 @@ class Trainer(TrainerSaving):
 
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""
-        sums = self.world.sum(self.sums) / self.world.size
         skipped = self.skipped.in_epoch
-        # `tolist` synchronises with the device, so that the measured time is complete.
-        losses = (sums / max(num_batches - skipped, 1)).tolist()
-        self.sums.zero_()
+        losses = self.mean_losses(num_batches - skipped)  # waits for the device, so that the measured time is complete
         self.skipped.close_epoch()
         self.epoch += 1
         self.balancer.on_epoch()
@@ -275,7 +276,7 @@ class Trainer(TrainerSaving):
         return ({"stage": self.stage} if self.stage else {}) | {
             "epoch": self.epoch,
             "step": self.step_count,
-            "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
+            "loss": losses,
             "skipped": skipped,
             "lr": rate_of(self.optimizer),
         }
@@ -305,7 +306,3 @@ class Trainer(TrainerSaving):
             self.best_saved, self.best_score, self.bad_epochs = self.best_score, score, 0
             return True
         return False
-
-    def _has_label(self, batch: Batch) -> Tensor:
-        """bool [B, K], for this trainer's tasks only."""
-        return batch.has_label.index_select(1, self.columns)

@@ -47,6 +47,7 @@ class TrainerState:
     bad_epochs: int
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
+    counts: Tensor | None
     skipped: SkippedSteps
     spikes: LossSpikes | None
     _sharded: bool  # by FSDP2
@@ -79,7 +80,8 @@ class TrainerState:
         return gathered(state, keep=everywhere or self.world.rank == 0) if self._sharded else state
 
     def _progress(self) -> StateDict:
-        return {
+        counts = {} if self.counts is None else {"counts": self.counts}
+        return counts | {
             "stage": self.stage,
             "first_epoch": self.first_epoch,
             "epoch": self.epoch,
@@ -148,6 +150,8 @@ class TrainerState:
             self.best_score = progress["best_score"]
             self.pending = progress.get("pending")
             self.sums.copy_(sums)
+            if self.counts is not None:
+                self.counts.copy_(progress["counts"])
             self.skipped.load_state_dict(progress.get("skipped", {}))
             if self.spikes is not None:
                 self.spikes.load_state_dict(progress.get("spikes", {}))

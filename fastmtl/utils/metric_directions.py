@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .score_names import score_names
+
 HIGHER_IS_BETTER: dict[str, bool | None] = {
     **dict.fromkeys(("dice", "jaccard", "iou", "pixel_accuracy", "found"), True),
     **dict.fromkeys(("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity", "per_class", "r2"), True),
@@ -26,7 +28,8 @@ def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
         own = {name: getattr(metric, "higher_is_better", None) for name, metric in named}
         known = {name: HIGHER_IS_BETTER.get(name) if way is None else way for name, way in own.items()}
         known |= dict(getattr(task, "higher_is_better", {}))
-        found[task.name] = {name: bool(way) for name, way in known.items() if way is not None}
+        ways = {name: bool(way) for name, way in known.items() if way is not None}
+        found |= {name: dict(ways) for name in score_names(task)}
     return found
 
 

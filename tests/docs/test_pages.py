@@ -26,7 +26,7 @@ from fastmtl.config import DistributedConfig, load_recipe
 from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 make_torchvision_importable()
-OWN_TESTS = ("cluster.md", "extending.md", "pretrained.md", "reliability.md", "stages.md")
+OWN_TESTS = ("cluster.md", "extending.md", "pretrained.md", "reliability.md", "sets.md", "stages.md")
 BLOCKS = [block for block in blocks() if block.page not in OWN_TESTS]
 SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "2", "--set", "model.base_channels=4"]
 CLAIMED: list[Block] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -23,6 +24,7 @@ from .prefetch import EncodedBatch, Plan, Prefetcher
 from .quarantine import DamagedSampleError, Quarantine, TileReadError
 from .samplers import Sampler
 from .targets import Columns, ColumnValues
+from .tile_sets import TileSets
 from .transform_cpu import StainNormalization, TransformOptions
 
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
@@ -60,6 +62,9 @@ class TileLoader:
             all ranks; they are neighbouring rows, and a "pair" target gives the partner's row. An epoch has n // 2
             pairs of each case of n tiles. With a third column (the patient, if cases are scans) a batch has at most one
             pair of each of its values.
+        sets: of which data sets the tiles are. When shuffling, batches are drawn from the sets by their shares, see
+            `set_order`; without, each batch is of one set, whose tiles must be together. `Batch.tasks` and `Batch.set`
+            say which, unless the batches are mixed.
         open_slides: slides that batches are drawn from at a time; 0: from all. Each rank reads few of them.
         per_slide: tiles drawn from each slide in an epoch; 0: all.
         max_damaged: the largest accepted fraction of damaged tiles in an epoch; they are listed in `quarantine`. When
@@ -101,6 +106,7 @@ class TileLoader:
         balanced: bool | str = False,
         balance_power: float = 1.0,
         pairs: tuple[str, str] | tuple[str, str, str] | None = None,
+        sets: TileSets | None = None,
         open_slides: int = 0,
         per_slide: int = 0,
         max_damaged: float = 0.0,
@@ -136,8 +142,9 @@ class TileLoader:
             world_size,
             drop_single,
             balance_power,
+            sets,
         )
-        self._columns = Columns(targets, metadata or {})
+        self._columns = Columns(targets, metadata or {}, sets)
         self._epoch = self._batch = self._samples = self._iteration = 0
         self._resumed = False
         self._read_epoch()
@@ -285,7 +292,12 @@ class TileLoader:
             has_label &= torch.from_numpy(plan.counted)[:, None]
         tiles = [self._tiles[number] for number in batch.tiles.tolist()]
         ids, groups = [tile.id for tile in tiles], [tile.group for tile in tiles]
-        return self._pipeline.to_device(Batch(images, targets, has_label, metadata, ids, groups))
+        whole = Batch(images, targets, has_label, metadata, ids, groups)
+        if (sets := self._sampler.sets) is not None and self._sampler.one_set:
+            number = int(sets.numbers(tiles[:1])[0])
+            own = tuple(name for name in self._columns.targets if name in sets.tasks[number])
+            whole = replace(whole, set=sets.names[number], tasks=own)
+        return self._pipeline.to_device(whole)
 
     def _check_current(self, iteration: int) -> None:
         if iteration != self._iteration:

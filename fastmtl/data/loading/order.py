@@ -142,6 +142,16 @@ def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
     return result
 
 
+def bits(seed: int, kind: int, epoch: int, part: int = 0) -> np.random.Philox:
+    """The random bits of one kind of draw; kinds 0 to 5 are those of this module."""
+    return np.random.Philox(key=[seed, _STREAM], counter=[0, part, kind, epoch])
+
+
+def permutation(count: int, seed: int, kind: int, epoch: int, part: int = 0) -> NDArray[np.int64]:
+    """int64 [count]: all numbers below `count` in an order drawn by `bits`."""
+    return _permutation(count, bits(seed, kind, epoch, part))
+
+
 def _permutation(count: int, bits: np.random.Philox) -> NDArray[np.int64]:
     # Generator.permutation may change between NumPy versions, and a resumed run would see other tiles.
     return np.argsort(bits.random_raw(count), kind="stable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -101,13 +102,11 @@ class Pipeline:
             return batch
         from .transform_gpu import send
 
-        return Batch(
-            batch.images,
-            {name: send(target, self._device) for name, target in batch.targets.items()},
-            send(batch.has_label, self._device),
-            {name: send(value, self._device) for name, value in batch.metadata.items()},
-            batch.ids,
-            batch.groups,
+        return replace(
+            batch,
+            targets={name: send(target, self._device) for name, target in batch.targets.items()},
+            has_label=send(batch.has_label, self._device),
+            metadata={name: send(value, self._device) for name, value in batch.metadata.items()},
         )
 
     def close(self, *, wait: bool = True) -> None:

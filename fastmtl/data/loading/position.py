@@ -26,6 +26,8 @@ def identity(sampler: Sampler, tiles: Iterable[Tile], columns: Sequence[str]) ->
         values.update(repr([one if one is None or kind_of(one) != "picture" else "" for one in own]).encode())
     order = {name: value for name, value in vars(sampler).items() if name not in _PER_RANK}
     order["pairs"] = None if order["pairs"] is None else list(order["pairs"])
+    if (sets := order.pop("sets")) is not None:
+        order["sets"] = sets.state()
     return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
 
 
@@ -56,9 +58,10 @@ def samples_before(state: Mapping[str, Any], sampler: Sampler, mine: Mapping[str
                 "changed since; resume with that version, or from the end of an epoch"
             )
         samples = state["batch"] * before
-    if sampler.pairs and samples and before != now:
+    if sampler.by_batch and samples and before != now:
         raise ValueError(
             f"the loader state was taken with {before} samples in a batch of all ranks, this loader has {now}, and the "
-            "order of pairs depends on it; resume with as many, or from the end of an epoch"
+            f"order of {'pairs' if sampler.pairs else 'sets'} depends on it; resume with as many, or from the end of "
+            "an epoch"
         )
     return samples

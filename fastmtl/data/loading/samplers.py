@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from ..dataset import Region, Tile
 from . import order
 from .prefetch import Plan
+from .set_order import set_samples
 from .targets import NO_PARTNER
+from .tile_sets import TileSets
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Sampler:
     world_size: int
     drop_single: bool = False
     balance_power: float = 1.0
+    sets: TileSets | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "world_size"):
@@ -46,6 +49,10 @@ class Sampler:
         for name in ("balanced", "pairs", "open_slides", "per_slide"):
             _require(self.shuffle or not getattr(self, name), f"`{name}` draws at random: it requires shuffle=True")
         others = self.balanced or self.by_slide
+        _require(
+            not (self.sets and (others or self.pairs or self.drop_last)),
+            "`sets` cannot be combined with balanced, pairs, open_slides, per_slide or drop_last",
+        )
         _require(not (self.pairs and others), "`pairs` cannot be combined with balanced, open_slides or per_slide")
         _require(
             not self.pairs or len(self.pairs) in (2, 3),
@@ -56,6 +63,16 @@ class Sampler:
     @property
     def by_slide(self) -> bool:
         return bool(self.open_slides or self.per_slide)
+
+    @property
+    def one_set(self) -> bool:
+        """Whether each batch is of one of several data sets."""
+        return self.sets is not None and not (self.shuffle and self.sets.mixed)
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether the order depends on the size of the batches of all ranks."""
+        return bool(self.pairs or self.one_set)
 
     def check(self, tiles: Sequence[Tile]) -> None:
         """Raise ValueError for tiles that cannot be drawn this way."""
@@ -78,9 +95,11 @@ class Sampler:
 
     def num_batches(self, tiles: Sequence[Tile], start: int = 0) -> int:
         """Batches of an epoch after its first `start` samples, on this rank; the same for every epoch."""
-        if self.pairs:
+        if self.pairs or (self.one_set and not self.shuffle):
             return len(self.plans(tiles, 0, start))
         total = len(tiles)
+        if self.one_set:  # all batches are full
+            total = -(-total // self.global_batch) * self.global_batch
         if self.by_slide and self.per_slide:
             total = sum(min(len(one), self.per_slide) for one in order.members(slides_of(tiles)))
         full, rest = divmod(max(0, total - start), self.global_batch)
@@ -103,7 +122,10 @@ class Sampler:
             samples, sizes = self._paired(tiles, epoch)
         else:
             samples = self._samples(tiles, epoch)
-            sizes = [min(self.global_batch, len(samples) - at) for at in range(start, len(samples), self.global_batch)]
+            ends = [len(samples)]
+            if self.sets is not None and not self.shuffle:  # the tiles of a set are together
+                ends = [*(np.flatnonzero(np.diff(self.sets.numbers(tiles))) + 1).tolist(), *ends]
+            sizes = _sizes(ends, start, self.global_batch)
         repeats, plans, end = order.repeats(samples), [], 0 if self.pairs else start
         slides = slides_of(tiles) if self.by_slide and self.world_size > 1 else None
         for size in sizes:
@@ -151,6 +173,15 @@ class Sampler:
             return order.interleaved(runs, seed=self.seed, epoch=epoch, open_slides=self.open_slides or len(runs))
         if self.balanced:
             return order.balanced_order(self._labels(tiles), seed=self.seed, epoch=epoch, power=self.balance_power)
+        if self.sets is not None and self.shuffle:
+            return set_samples(
+                self.sets.numbers(tiles),
+                self.sets.shares,
+                seed=self.seed,
+                epoch=epoch,
+                batch=self.global_batch,
+                mixed=self.sets.mixed,
+            )
         return order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
 
     def _paired(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], list[int]]:
@@ -192,6 +223,15 @@ class Sampler:
             )
             owners.append(owner)
         return owners
+
+
+def _sizes(ends: Sequence[int], start: int, most: int) -> list[int]:
+    """The sizes of the batches after `start` samples: at most `most`, and each of `ends` ends one."""
+    sizes = []
+    for end in ends:
+        sizes += [min(most, end - at) for at in range(start, end, most)]
+        start = max(start, end)
+    return sizes
 
 
 def _column(tiles: Sequence[Tile], name: str) -> list:

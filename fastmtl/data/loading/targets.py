@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...protocols import MAPS, Target
 from ..dataset import ImageSource, Tile
 from .augment import Parameters
 from .boxes import move_boxes
+from .tile_sets import TileSets
 
 NO_LABEL = -100
 """Class index of a sample without a label: torch's losses ignore it by default."""
@@ -30,6 +31,7 @@ class MapColumn:
     kind: str
     column: str
     size: int
+    sets: frozenset[int] | None = field(default=None, compare=False)  # whose tiles have it; None: all
 
     @property
     def is_grey(self) -> bool:
@@ -38,6 +40,8 @@ class MapColumn:
 
     def of(self, tile: Tile) -> ImageSource | None:
         """The tile's picture."""
+        if self.sets is not None and tile.label not in self.sets:
+            return None
         return tile.values.get(self.column) if self.column else tile.mask
 
 
@@ -47,12 +51,19 @@ class Columns:
     Args:
         targets: task name -> `Target` or its kind.
         metadata: name in `Batch.metadata` -> columns.
+        sets: of the tiles; a tile has no label for tasks that its set lacks.
 
     Raises:
         ValueError: an unknown kind, a size below 1, or a missing column for a kind that needs one.
     """
 
-    def __init__(self, targets: Mapping[str, Target | str], metadata: Mapping[str, Sequence[str]]):
+    def __init__(
+        self,
+        targets: Mapping[str, Target | str],
+        metadata: Mapping[str, Sequence[str]],
+        sets: TileSets | None = None,
+    ):
+        self.sets = sets
         self.targets = {name: _target(name, target) for name, target in targets.items()}
         if not self.targets:
             raise ValueError("`targets` is empty; name at least one task")
@@ -60,8 +71,15 @@ class Columns:
         for name, columns in self.metadata.items():
             if isinstance(metadata[name], str) or not columns:
                 raise ValueError(f"`metadata` must map {name!r} to a list of columns; got {metadata[name]!r}")
-        kinds = [target for target in self.targets.values() if target.kind in MAPS]
-        self.maps = tuple(dict.fromkeys(MapColumn(target.kind, target.column, target.size) for target in kinds))
+        having: dict[MapColumn, set[int]] = {}  # the sets with a task that learns from the map
+        for name, target in self.targets.items():
+            if target.kind in MAPS:
+                own = having.setdefault(MapColumn(target.kind, target.column, target.size), set())
+                own.update([] if sets is None else np.flatnonzero(sets.has_task(name)).tolist())
+        self.maps = tuple(
+            MapColumn(one.kind, one.column, one.size, None if sets is None else frozenset(own))
+            for one, own in having.items()
+        )
         of_targets = [target.column for target in self.targets.values()]
         self.named = sorted({*of_targets, *(column for columns in self.metadata.values() for column in columns)})
 
@@ -82,6 +100,9 @@ class ColumnValues:
             self._values[name] = values
             has_label.append(has)
         self._has_label = np.stack(has_label, 1)
+        if (sets := columns.sets) is not None:
+            numbers = sets.numbers(tiles)
+            self._has_label &= np.stack([sets.has_task(name)[numbers] for name in columns.targets], 1)
         self._metadata = {
             name: np.stack([_numbers(tiles, column)[0] for column in names], 1).astype(np.float32)
             for name, names in columns.metadata.items()

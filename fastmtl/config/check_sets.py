@@ -1,0 +1,109 @@
+"""Checks the data sets of a recipe, [[data.sets]], and how each of them is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..utils.suggestions import folded, nearest
+from .parsing import ConfigError, typed
+from .schema import DataConfig, Recipe
+from .sets import SetConfig
+
+_OPTIONS = (
+    *("format", "root", "columns", "classes", "patient", "group_by", "require", "preprocessing"),
+    *("mpp", "overlap", "min_tissue"),
+    *("polygon_classes", "polygon_rename", "polygon_ignore", "polygon_region", "polygon_offset", "unannotated"),
+)
+_ALONE = ("generator", "open_slides", "per_slide", "patches_per_slide")
+"""Keys of [data] that sets cannot be combined with."""
+
+
+def data_of(data: DataConfig, one: SetConfig) -> DataConfig:
+    """The [data] table that one set is read with.
+
+    Raises:
+        ConfigError: an option that a set does not have, or of the wrong type.
+    """
+    where = f"data.sets.{one.name}.options"
+    for key in one.options:
+        if key not in _OPTIONS:
+            raise ConfigError(f"unknown key '{where}.{key}'; {nearest(key, _OPTIONS)}")
+    own = typed(type(data), one.options, where)
+    return replace(data, sets=[], sets_temperature=1.0, **{key: getattr(own, key) for key in one.options})
+
+
+def check_sets(recipe: Recipe, check_data: Callable[[DataConfig], None]) -> None:
+    """Raise ConfigError for sets that cannot be used; `check_data` checks the [data] table of each."""
+    data = recipe.data
+    if not 0 < data.sets_temperature < float("inf"):
+        raise ConfigError(f"data.sets_temperature must be above 0; got {data.sets_temperature!r}.")
+    if not data.sets:
+        for key, default in (("sets_temperature", 1.0), ("sets_batches", "one")):
+            if getattr(data, key) != default:
+                raise ConfigError(f"data.{key} needs [[data.sets]]; got {getattr(data, key)!r} without any.")
+        return
+    for key in _ALONE:
+        if getattr(data, key):
+            raise ConfigError(f"data.{key} cannot be combined with data.sets; got {getattr(data, key)!r}.")
+    if data.sampler != "shuffled":
+        raise ConfigError(f'data.sampler must be "shuffled" with data.sets; got {data.sampler!r}.')
+    names: dict[str, str] = {}
+    for number, one in enumerate(data.sets):
+        _check_set(recipe, number, one)
+        if (other := names.get(folded(one.name))) is not None:
+            both = repr(other) if other == one.name else f"{other!r} or {one.name!r}"
+            raise ConfigError(f"two of data.sets have the name {both}; give each its own name.")
+        names[folded(one.name)] = one.name
+        try:
+            check_data(data_of(data, one))
+        except ConfigError as error:
+            raise ConfigError(f"data.sets.{one.name}: {error}") from None
+    _check_weights(data)
+    for task in recipe.tasks:
+        if not any(task in one.tasks for one in data.sets):
+            raise ConfigError(
+                f"task {task!r} is in no set; add it to the `tasks` of one of data.sets ({', '.join(names.values())})."
+            )
+    _check_stages(recipe)
+    if data.sets_batches == "one" and recipe.distributed.strategy == "fsdp2":
+        raise ConfigError('data.sets_batches = "one" needs distributed.strategy = "ddp"; or set it to "mixed".')
+
+
+def _check_set(recipe: Recipe, number: int, one: SetConfig) -> None:
+    if not re.fullmatch(r"[^./\\\s]+", one.name):
+        raise ConfigError(f"data.sets[{number}] needs a `name` without dots, slashes and spaces; got {one.name!r}.")
+    where = f"data.sets.{one.name}"
+    if not one.data:
+        raise ConfigError(f"{where}.data must name a manifest or a folder; got {one.data!r}.")
+    if not one.tasks or len(set(one.tasks)) < len(one.tasks):
+        raise ConfigError(f"{where}.tasks must name tasks, each once; got {one.tasks!r}.")
+    for task in one.tasks:
+        if task not in recipe.tasks:
+            raise ConfigError(f"{where}.tasks has an unknown task {task!r}; {nearest(task, list(recipe.tasks))}")
+    if not 0 <= one.weight < float("inf"):
+        raise ConfigError(f"{where}.weight must be finite and not negative; got {one.weight!r}.")
+
+
+def _check_weights(data: DataConfig) -> None:
+    without = [one.name for one in data.sets if not one.weight]
+    if 0 < len(without) < len(data.sets):
+        raise ConfigError(
+            f"data.sets.{without[0]} has no weight, and others have one; give one to all sets or to none."
+        )
+    if not without and data.sets_temperature != 1.0:
+        raise ConfigError(
+            f"data.sets_temperature ({data.sets_temperature:g}) draws sets by their size, and data.sets have weights; "
+            "remove one of the two."
+        )
+
+
+def _check_stages(recipe: Recipe) -> None:
+    for stage in recipe.stages if recipe.data.sets_batches == "one" else ():
+        for one in recipe.data.sets:
+            if stage.tasks and not set(stage.tasks) & set(one.tasks):
+                raise ConfigError(
+                    f"stages.{stage.name} trains {', '.join(stage.tasks)}, and data.sets.{one.name} has labels for "
+                    f"{', '.join(one.tasks)} only; add one of these to the stage."
+                )

@@ -1,0 +1,68 @@
+"""Data sets side by side in one list of tiles: which set a tile is of, and which tasks it can have labels for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dataset import Tile
+
+
+@dataclass(frozen=True)
+class TileSets:
+    """The sets that tiles are of; a tile's own label is the number of its set.
+
+    Attributes:
+        names: of the sets.
+        tasks: for each set the tasks that it has labels for. Its tiles have no label for other tasks.
+        shares: of each set in the drawn samples, > 0; used when shuffling.
+        mixed: whether a drawn batch takes its samples from all sets; otherwise from one.
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...]
+    mixed: bool = False
+
+    def numbers(self, tiles: Sequence[Tile]) -> NDArray[np.int64]:
+        """int64 [N]: the set of each tile.
+
+        Raises:
+            ValueError: a tile is of no set.
+        """
+        for tile in tiles:
+            if tile.label is None or not 0 <= tile.label < len(self.names):
+                raise ValueError(
+                    f"`sets` needs the number of its set as label of each tile; {tile.id} has {tile.label}"
+                )
+        return np.array([tile.label for tile in tiles], np.int64)
+
+    def has_task(self, task: str) -> NDArray[np.bool_]:
+        """bool [S]: the sets that have labels for the task."""
+        return np.array([task in own for own in self.tasks], bool)
+
+    def state(self) -> dict[str, Any]:
+        """What the order of tiles depends on; JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()} | {
+            "tasks": [list(own) for own in self.tasks]
+        }
+
+
+def shares_of(sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float = 1.0) -> dict[str, float]:
+    """The share of each set in the drawn samples, with sum 1.
+
+    Args:
+        sizes: set -> number of training tiles.
+        weights: set -> weight; empty draws a set of n tiles in proportion to n^(1 / temperature).
+        temperature: 1 draws all tiles equally often, larger values the sets more equally.
+
+    >>> shares_of({"a": 100, "b": 400}, {}, 2.0)
+    {'a': 0.3333333333333333, 'b': 0.6666666666666666}
+    """
+    found = dict(weights) or {name: size ** (1 / temperature) for name, size in sizes.items()}
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()}

@@ -1,0 +1,27 @@
+"""The data sets of a run that trained on several: their tasks, images and share of the training."""
+
+from __future__ import annotations
+
+from html import escape
+
+from .past_run import PastRun
+
+
+def set_section(run: PastRun) -> str:
+    """A table with a row for each set; "" for a run on one data set."""
+    sets = run.facts.get("sets")
+    if not sets:
+        return ""
+    heads = ("set", "tasks", "images to train", "held out", "test", "share of the training")
+    head = "".join(f"<th scope=col>{name}</th>" for name in heads)
+    body = []
+    for name, of in sets.items():
+        counts = [str(of[f"{side}_images"]) for side in ("training", "validation", "test")]
+        cells = [", ".join(of["tasks"]), *counts, f"{of['share']:.1%}"]
+        own = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        body.append(f"<tr><th scope=row>{escape(name)}</th>{own}</tr>")
+    mixed = run.config.get("data", {}).get("sets_batches") == "mixed"
+    note = "They trained one network; each batch has images of " + ("all sets." if mixed else "one set.")
+    note += " A score SET/TASK is of that set's images; the other tasks have labels in one set."
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f"<h2>Data sets</h2><p class=soft>{note}</p><div class=wide>{table}</div>"
