@@ -22,7 +22,7 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
         ValueError: it has more than `most` bytes, or is a folder, pipe or device, which may never end; the message does
             not name the file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+    descriptor = _opened(path)
     try:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
@@ -35,6 +35,10 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
     finally:
         os.close(descriptor)
     return data
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
 
 
 def _rest(descriptor: int, begin: bytes, most: int) -> bytes:

@@ -130,7 +130,7 @@ def test_what_the_machine_lacks_is_no_damage_of_a_tile(folder, monkeypatch, lack
     def fail(*_):
         raise lacking
 
-    monkeypatch.setattr(limited_reads, "_at_once", fail)
+    monkeypatch.setattr(limited_reads, "_opened", fail)
     with pytest.raises(type(lacking)):
         data.check_tiles(folder.tiles)
     with make_loader(folder.tiles, max_damaged=0.9) as loader, pytest.raises(type(lacking)):
