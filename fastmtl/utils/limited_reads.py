@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -18,13 +19,15 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
     """The bytes of a file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it has more than `most` bytes, or is a folder, pipe or device, which may never end; the message does
-            not name the file.
+        OSError: it cannot be read; IsADirectoryError for a folder.
+        ValueError: it has more than `most` bytes, or is a pipe or device, which may never end; the message does not
+            name the file.
     """
     descriptor = _opened(path)
     try:
         state = os.fstat(descriptor)
+        if stat.S_ISDIR(state.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(state.st_mode):
             raise ValueError("is not a file")
         if state.st_size > most:

@@ -111,6 +111,8 @@ def read_encoded(path: Path) -> bytes:
         data = read_whole(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"No such file: {path}{near_file(path)}") from None
+    except IsADirectoryError:
+        raise ValueError("is not a file") from None
     if not data:
         raise ValueError("the file is empty")
     return data

@@ -82,7 +82,7 @@ class TracedPolygons:
         """The class of each polygon and its rings, points (x, y) [n, 2], the outer one first; none is closed."""
         self._file.seek(0)
         for names in self._names:
-            found, begin = _Polygons(*(np.load(self._file) for _ in _Polygons._fields)), 0
+            found, begin = _Polygons(*(np.load(self._file, allow_pickle=False) for _ in _Polygons._fields)), 0
             starts = np.concatenate([[0], found.rings[:, 0]])
             for end, value, size in found.polygons:
                 if size >= self.min_area:
