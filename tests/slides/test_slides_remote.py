@@ -332,6 +332,19 @@ def test_a_slide_of_an_object_store(store, tmp_path, monkeypatch):
         data.open_slide("nosuchscheme://bucket/a.svs")
 
 
+def test_a_file_that_an_object_store_opens_again_is_the_same_or_refused(store):
+    """Also within the second in which the store is not asked."""
+    memory, folder = store
+    memory.pipe(f"{folder}/a.tiff", b"before")
+    file = files.transport_of(f"memory:/{folder}/a.tiff")
+    known = file.info()
+    assert file.read(0, 4, known) == b"befo"
+    file._free.get_nowait()  # another thread reads with it
+    memory.pipe(f"{folder}/a.tiff", b"behind")
+    with pytest.raises(backoff.RemoteFileChanged):
+        file.read(0, 4, known)
+
+
 def test_an_object_store_that_fails_is_asked_again(store, tmp_path, monkeypatch):
     memory, folder = store
     local = write(tmp_path)

@@ -42,7 +42,7 @@ class ObjectStoreFile:
             if time.monotonic() - self._checked > _CHECKED_EVERY:
                 self._check(known)
             try:
-                found.extend(self._part(start + len(found), end))
+                found.extend(self._part(start + len(found), end, known))
             except _LASTING as error:
                 raise OSError(None, _said(error)) from error
             except Exception as error:  # each store has its own types
@@ -54,11 +54,12 @@ class ObjectStoreFile:
 
         return with_retries(attempt)
 
-    def _part(self, start: int, end: int) -> bytes:
+    def _part(self, start: int, end: int, known: FileInfo) -> bytes:
         try:
             handle = self._free.get_nowait()
         except Empty:
             handle = self._store.open(self._name, "rb", cache_type="none")
+            self._check(known)  # S3 compares each read with the file that the handle was opened for
         handle.seek(start)  # a handle that fails is not used again
         data = handle.read(end - start)
         self._free.put(handle)
