@@ -31,7 +31,7 @@ def _shares(
     config: DataConfig, train: data.Dataset, column: str, num_classes: int, of_sets: Sequence[float]
 ) -> list[float]:
     sums = [0.0] * num_classes
-    balance = [data.label_of(tile, config.balance_by) for tile in train.tiles]
+    balance = [tile.label if of_sets else data.label_of(tile, config.balance_by) for tile in train.tiles]
     sizes = Counter(balance)
     power = config.balance_power if config.sampler == "balanced" else 1.0 if of_sets else 0.0
     for tile, group in zip(train.tiles, balance, strict=True):

@@ -261,7 +261,7 @@ def test_class_shares_are_those_of_the_draws(root):
     sets = {"colon": {"weight": 2.0, "tasks": ["gland", "lesion", "kind"]}, "lung": {"weight": 1.0}}
     tasks = {"kind": {"kind": "classification", "logit_adjustment": 1.0}}
     classes = {"label": ["normal", "polyp", "adeno", "benign", "squamous"]}
-    data = {"sets": sets, "classes": classes}
+    data = {"sets": sets, "classes": classes, "balance_by": "site"}  # which only the balanced sampler uses
     recipe = recipe_of(root, data=data, tasks=tasks)
     lung = recipe.data.sets[1]
     both = replace(recipe.data, sets=[recipe.data.sets[0], replace(lung, tasks=[*lung.tasks, "kind"])])
