@@ -38,7 +38,7 @@ def check_sets(recipe: Recipe, check_data: Callable[[DataConfig], None]) -> None
     """Raise ConfigError for sets that cannot be used; `check_data` checks the [data] table of each."""
     data = recipe.data
     if not 0 < data.sets_temperature < float("inf"):
-        raise ConfigError(f"data.sets_temperature must be above 0; got {data.sets_temperature!r}.")
+        raise ConfigError(f"data.sets_temperature must be finite and above 0; got {data.sets_temperature!r}.")
     if not data.sets:
         for key, default in (("sets_temperature", 1.0), ("sets_batches", "one")):
             if getattr(data, key) != default:
