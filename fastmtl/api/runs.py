@@ -12,6 +12,7 @@ import torch
 
 from .. import data
 from ..builders import datasets
+from ..data.slides.remote.path import slide_path
 from ..distributed import World
 from ..evaluation.analyse import analyse as write_analyses
 from ..prediction.images import damage_of_images, find_images, finish_images, images_there, write_predictions
@@ -30,7 +31,7 @@ _PATIENCE = 30 * 24 * 3600.0  # seconds
 
 def predict(
     path: Path,
-    source: Path,
+    source: str | Path,
     out: Path,
     *,
     others: Sequence[Path] = (),
@@ -48,7 +49,7 @@ def predict(
 
     Args:
         path: the run folder.
-        source: an image, a slide, a folder of them, or a manifest of slides.
+        source: an image, a slide, a folder of them, or a manifest of slides. A URL as text: a `Path` loses a slash.
         out: folder to create or to continue.
         others: run folders whose outputs are averaged with those of `path`, for the tasks that all runs have.
         which: the checkpoint; None uses the recipe's training.checkpoint.
@@ -64,13 +65,13 @@ def predict(
             or another process is writing to `out`.
         LostRank: another rank has ended.
     """
-    world = World.from_environment()
+    world, source = World.from_environment(), slide_path(source)
     trained = load(path, which, device, tta, others, world.local_rank)
     if trained.recipe.data.index_folder:
         data.use_index_folder(trained.recipe.data.index_folder)
     views = trained.recipe.training.tta if tta is None else tta
     timeout = trained.recipe.training.rank_timeout
-    # Ranks only exchange names, also with GPUs; the first to be done waits for the last one, however long that takes.
+    # Ranks exchange names and helpers' outputs, by the CPU also with GPUs; the first to be done waits for the last one.
     with world.initialize(torch.device("cpu"), timeout, patience=_PATIENCE), ExitStack() as lock:
         found = None
         if world.rank == 0:

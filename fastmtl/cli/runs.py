@@ -110,7 +110,7 @@ def predict(arguments: Sequence[str]) -> int:
     parsed = parser.parse(arguments)
     found = api.predict(
         Path(parsed.run),
-        Path(parsed.input),
+        parsed.input,
         parsed.out,
         others=parsed.others,
         which=parsed.checkpoint,

@@ -6,6 +6,7 @@ import uuid
 
 import numpy as np
 import pytest
+import torch
 from helpers.pixel_model import lines_of, map_of, predict
 from helpers.range_server import serving
 from helpers.slides import patch_tile, tissue_like, write_tiff
@@ -13,6 +14,9 @@ from helpers.tiles import raw_loader
 from PIL import Image
 
 from fastmtl import data
+from fastmtl.api.ensembles import Trained
+from fastmtl.cli import main
+from fastmtl.config import load_recipe
 from fastmtl.data.slides.opened import forget_opened, opened
 from fastmtl.data.slides.remote import backoff, files
 from fastmtl.data.slides.remote import path as remote_path
@@ -302,6 +306,15 @@ def test_predictions_of_urls_are_those_of_the_files(server, tmp_path):
     assert predict(found.slides, tmp_path / "remote").unreadable == 1
     (entry,) = lines_of(tmp_path / "remote" / "quarantine.jsonl")
     assert entry["file"] == server.url("a.tiff")
+
+
+def test_the_input_of_predict_may_have_any_scheme(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fsspec")
+    model, cpu = torch.nn.Identity(), torch.device("cpu")
+    trained = Trained(load_recipe("demo"), {}, "best", (), model, cpu, None, None, ())
+    monkeypatch.setattr("fastmtl.api.runs.load", lambda *_: trained)
+    assert main(["predict", "run", "nosuchscheme://bucket/a.svs", "--out", str(tmp_path / "out")]) == 1
+    assert "a.svs: set aside: cannot be opened: has a scheme that fsspec does not know" in capsys.readouterr().err
 
 
 @pytest.fixture
