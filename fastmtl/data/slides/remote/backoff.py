@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 TRIES = 6
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds; doubled after each failure
+_FIRST_PAUSE = 0.25  # seconds; doubled after each failure
 _LONGEST_ASKED = 30.0  # seconds that a server may ask for; it may mean hours
 
 _Value = TypeVar("_Value")
 
 
 class RemoteFileChanged(OSError):
-    """The file on the server is another one than was opened."""
+    """The file on the server is no longer the one that was opened."""
 
 
 class ServerBusy(OSError):
@@ -46,4 +46,4 @@ def with_retries(attempt: Callable[[], _Value]) -> _Value:
                 raise OSError(None, f"{error.strerror} ({TRIES} tries)") from error
             # Many processes meet the same limit: without chance they would all come back at once.
             time.sleep(max(min(error.pause, _LONGEST_ASKED), pause * random.uniform(0.75, 1.25)))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause *= 2
