@@ -14,8 +14,10 @@ namespace fastmtl {
 struct TransformSources {
   const std::int64_t* table;  // [B, 5]: address, bytes from line to line, height, width, interleaved channels
   const float* matrix;        // [B, 2, 3]: from output positions to source positions, both 0..1
-  const float* field;  // [B, 2, side, side]: control points of a uniform cubic B-spline over the output, side - 3
-  std::int64_t side;   // cells a side; x and y shifts in fractions of the output. side 0: no field
+  // [B, 2, side, side]: control points of a uniform cubic B-spline over the output, of side - 3 cells a side: x and y
+  // shifts in fractions of the output. side 0: no field.
+  const float* field;
+  std::int64_t side;
   std::int64_t size, first, last;
 };
 

@@ -129,8 +129,8 @@ _LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
 
 
 def _fail(message: str, code: int = 1, *, once: bool = False, of_all_ranks: bool = False) -> int:
-    """Print a line; returns `code`. Ranks other than 0 print none `of_all_ranks`, and with `once` none that rank 0
-    prints too."""
+    """Print the message on one line; returns `code`. Of a message `of_all_ranks` only rank 0 prints it; with `once`
+    another rank does only if rank 0 does not print the same."""
     message = " ".join(message.split())
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"

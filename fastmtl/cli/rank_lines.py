@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.1
 
 
 def say_printed(line: str) -> None:
-    """Rank 0 calls it."""
+    """Note in torchrun's store that this rank, rank 0, has printed `line`."""
     with suppress(Exception):  # the store may be gone: the others print it too
         if (store := _store()) is not None:
             store.set(_key(), line)
@@ -27,7 +27,7 @@ def say_printed(line: str) -> None:
 
 def printed_by_rank_0(line: str) -> bool:
     """Whether rank 0 has printed `line`, or does so in the next seconds; another rank calls it."""
-    with _unending(), suppress(Exception):
+    with _ignoring_sigterm(), suppress(Exception):
         until, store = time.monotonic() + _SECONDS, _store()
         while store is not None and time.monotonic() < until:
             if store.check([_key()]):
@@ -37,8 +37,8 @@ def printed_by_rank_0(line: str) -> bool:
 
 
 @contextmanager
-def _unending() -> Iterator[None]:
-    """Inside, SIGTERM does not end the process: torchrun sends it to the others once a rank has ended."""
+def _ignoring_sigterm() -> Iterator[None]:
+    """torchrun sends SIGTERM to the other ranks once one has ended: inside, it does not end this process."""
     try:
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except ValueError:  # not the main thread

@@ -188,10 +188,9 @@ class CpuTransform:
         tables = np.zeros((1 + len(layers), count, 5), np.int64)
         geometry = [np.ascontiguousarray(drawn.matrix), np.ascontiguousarray(drawn.field)]
         colour = colour_matrices(drawn.colour), drawn.noise, drawn.keys, self._scale, self._shift
-        numbers = [address_of(values) for values in colour]
+        addresses = [address_of(values) for values in colour]
 
-        def several(start: int, stop: int) -> None:
-            """The rows from `start` to `stop`."""
+        def transform_rows(start: int, stop: int) -> None:
             alive = [self._locate(batch, pixels, tables, row) for row in range(start, stop)]
             share = options.size, start, stop
             for picture, table in enumerate(tables):
@@ -199,19 +198,21 @@ class CpuTransform:
                 if picture:
                     self._transform_maps(options.maps[picture - 1], where, share, layers[picture - 1])
                 elif options.stain is None:
-                    self._kernels.transform_images(where, share, numbers, BACKGROUND, images.data_ptr())
+                    self._kernels.transform_images(where, share, addresses, BACKGROUND, images.data_ptr())
                 else:
                     self._kernels.warp_images(where, share, BACKGROUND, images.data_ptr(), inside.data_ptr())
-            del alive
+            del alive  # kept until here: the tables hold only addresses
 
-        self._each(several, count)
+        self._each(transform_rows, count)
         maps = [torch.from_numpy(layer) for layer in layers]
         if options.stain is None:
             return [images, *maps]
         with on_one_thread():  # the other threads decode the next batch
             normal = options.stain_normalize(images, inside, drawn, slides, torch.from_numpy)
         if drawn.noise.any():
-            self._each(lambda *rows: self._kernels.add_noise((options.size, *rows), numbers, normal.data_ptr()), count)
+            self._each(
+                lambda *rows: self._kernels.add_noise((options.size, *rows), addresses, normal.data_ptr()), count
+            )
         return [normal, *maps]
 
     def close(self) -> None:
@@ -266,14 +267,14 @@ class CpuTransform:
             found.append(pixels)
         return _stitched(mosaic, found, channels, BACKGROUND if picture == 0 else 0)
 
-    def _each(self, several: Callable[[int, int], None], count: int) -> None:
-        """Call `several(start, stop)` for even parts of 0 .. count, the first one on this thread."""
+    def _each(self, transform_rows: Callable[[int, int], None], count: int) -> None:
+        """Call `transform_rows(start, stop)` for even parts of 0 .. count, the first one on this thread."""
         threads = self._options.num_threads
         bounds = sorted({count * number // threads for number in range(threads + 1)})
-        others = [self._pool.submit(several, *part) for part in itertools.pairwise(bounds[1:])]
+        others = [self._pool.submit(transform_rows, *part) for part in itertools.pairwise(bounds[1:])]
         try:
             if count:
-                several(0, bounds[1])
+                transform_rows(0, bounds[1])
         finally:
             wait(others)  # they use this batch's memory
         for one in others:
@@ -281,7 +282,7 @@ class CpuTransform:
 
 
 def address_of(values: NDArray[Any]) -> int:
-    """Of the first element."""
+    """The address of the first element."""
     return values.__array_interface__["data"][0]
 
 

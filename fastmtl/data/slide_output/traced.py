@@ -110,9 +110,8 @@ class TracedPolygons:
     def _count(self, found: _Polygons) -> None:
         lengths = np.diff(found.rings[:, 0], prepend=0)
         ends, pixels = found.polygons[:, 0], found.polygons[:, 2]
-        areas = np.minimum(
-            found.rings[:, 1], np.repeat(pixels, np.diff(ends, prepend=0))
-        )  # a hole goes with its polygon
+        # A hole goes with its polygon.
+        areas = np.minimum(found.rings[:, 1], np.repeat(pixels, np.diff(ends, prepend=0)))
         areas[np.concatenate([[0], ends[:-1]])] = pixels
         self._points += np.bincount(_logarithm(areas), lengths, 64)
 

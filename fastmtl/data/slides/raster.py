@@ -37,9 +37,8 @@ class Encoding:
     """How a tile's bytes become pixels.
 
     Attributes:
-        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "jpeg part" what lies between two
-            restart markers; "lzw", "deflate", "zstd", "lzma",
-            "packbits", "raw" hold rows of samples.
+        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "jpeg part" holds what lies between two
+            restart markers; "lzw", "deflate", "zstd", "lzma", "packbits", "raw" hold rows of samples.
         colour: "rgb", "ycbcr", "grey", "inverted" (grey, 0 is white) or "palette".
         samples: values per pixel, all of 8 bits.
         alpha: of the last sample: "straight", "premultiplied" or "" where it is no alpha.

@@ -75,7 +75,7 @@ class HttpFile:
         try:
             return _session(os.getpid()).get(self._url, headers=headers, stream=True, timeout=_TIMEOUT)
         except self._requests.exceptions.InvalidURL as error:
-            raise OSError(None, f"is no address: {error}") from error
+            raise OSError(None, f"is not a valid address: {error}") from error
         except self._requests.RequestException as error:
             raise ServerBusy(f"the server cannot be reached: {type(error).__name__}") from error
 

@@ -1,8 +1,8 @@
 """Hamamatsu NDPI: a level is one JPEG in one strip, cut by restart markers whose places a tag lists.
 
 What lies between two markers, behind the JPEG's header with a tile's size, is an image of its own. OpenSlide adds
-levels between those of the file by decoding JPEG at a half, a quarter and an eighth: so does this, that levels have
-the same numbers.
+levels between those of the file by decoding JPEG at a half, a quarter and an eighth; this module adds the same, so that
+levels have the same numbers.
 """
 
 from __future__ import annotations
