@@ -148,6 +148,18 @@ def test_stains_are_normalised_on_one_thread_while_others_decode(tiles, slides, 
     assert num_threads() == 2
 
 
+def test_noise_does_not_depend_on_how_a_normaliser_lays_out_its_images(tiles, slides):
+    batch, pixels = _read(tiles, slides, BENT)
+
+    def images(layout):
+        def stain(images, **_):
+            return images.float().contiguous(memory_format=layout)
+
+        return CpuTransform(_options(stain=stain))(batch, pixels, slides_of(tiles))[0]
+
+    assert torch.equal(images(torch.contiguous_format), images(torch.channels_last))
+
+
 def test_the_background_is_where_no_tile_is(tiles, slides):
     batch, pixels = _read(tiles, slides, Augmentation.none())
     images = CpuTransform(_options())(batch, pixels, slides_of(tiles))[0]

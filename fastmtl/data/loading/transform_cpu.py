@@ -107,9 +107,10 @@ class TransformOptions:
             raise ValueError("`stain` is None")
         draws = to(drawn.stain) if self.with_draws else None
         colour = to(colour_matrices(drawn.colour))
-        return self.stain(
+        normal = self.stain(
             images, slides=slides, inside=inside, colour=colour, mean=self.mean, std=self.std, draws=draws
         )
+        return normal.contiguous()  # kernels add the noise by address
 
 
 class View(NamedTuple):
