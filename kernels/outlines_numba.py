@@ -25,7 +25,8 @@ _PER_RUN = 8  # corners at most: two ends, of up to four components each
 
 
 class State(NamedTuple):
-    """Between two calls. N components, P corners and Q points at most; pages of memory are taken when first used.
+    """What is kept between two calls: N components, P corners and Q points at most. Memory is taken page by page, when
+    it is first used.
 
     Attributes:
         counts: int64 [9], see above.
