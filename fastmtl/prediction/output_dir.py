@@ -132,16 +132,16 @@ def check_apart(names: Iterable[str], out: Path) -> None:
             raise RunError(f"{other} and {name} would share a file in {out}, where case does not count; rename one.")
 
 
-def entry_name(task: str, facts: Collection[str]) -> str:
-    """The key of a task's output in a line that also has the keys `facts`.
+def entry_name(name: str, facts: Collection[str], suffix: str = "_task") -> str:
+    """The key of a task's output (or of a structure's) in a line that also has the keys `facts`.
 
     >>> [entry_name(task, ["tissue"]) for task in ("gland", "tissue", "tissue_task")]
     ['gland', 'tissue_task', 'tissue_task_task']
     """
-    bare = task
-    while bare.endswith("_task") and bare not in facts:
-        bare = bare.removesuffix("_task")
-    return f"{task}_task" if bare in facts else task
+    bare = name
+    while bare.endswith(suffix) and bare not in facts:
+        bare = bare.removesuffix(suffix)
+    return f"{name}{suffix}" if bare in facts else name
 
 
 def row_of(output: Any, row: int) -> Any:

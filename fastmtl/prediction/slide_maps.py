@@ -22,11 +22,12 @@ from ..data.slide_output.class_colours import class_colour
 from ..utils.atomic_io import naming
 from ..utils.json_toml import JsonObject
 from ..utils.suggestions import file_name
-from .output_dir import inside, rows_of
+from .output_dir import entry_name, inside, rows_of
 from .overlay import Overlay, slide_thumbnail
 from .stitching import Band, Rows
 
 _KINDS = ("map", "queries")
+_FACTS = ("outlines", "outlines_min_area", "probabilities")  # of a task's files in summary.json
 _AT_ONCE = 2**20  # probabilities of tiles
 
 
@@ -222,4 +223,8 @@ class _Written:
         masks = {name: {"mask": name, "foreground": self._counts[name][255].item() / seen} for name in self._values}
         if len(masks) == 1:
             return next(iter(masks.values()))
-        return {one: masks[name] for name, values in self._values.items() for one in values.values()}
+        return {
+            entry_name(one, _FACTS, "_structure"): masks[name]
+            for name, values in self._values.items()
+            for one in values.values()
+        }

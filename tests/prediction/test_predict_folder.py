@@ -133,13 +133,13 @@ def test_names_of_tasks_and_structures(tmp_path, slide):
     tasks = [
         create_task("binary_segmentation", "tissue", 0),
         create_task("regression", "x", 1, mean=0.0, std=1.0),
-        create_task("multilabel_segmentation", "layers", 2, structures=["Gleason 3/4", "5%"]),
+        create_task("multilabel_segmentation", "layers", 2, structures=["Gleason 3/4", "5%", "outlines"]),
     ]
 
     class Model(torch.nn.Module):
         def forward(self, batch):
             reds = batch.images[:, :1] - 150
-            return {"tissue": reds, "x": reds.mean((2, 3)), "layers": torch.cat([reds, -reds], 1)}
+            return {"tissue": reds, "x": reds.mean((2, 3)), "layers": torch.cat([reds, -reds, reds], 1)}
 
     out = tmp_path / "out"
     out.mkdir()
@@ -150,6 +150,8 @@ def test_names_of_tasks_and_structures(tmp_path, slide):
     assert line["tissue_task"]["mask"] == "s/tissue.tif"
     assert line["layers"]["Gleason 3/4"]["mask"] == "s/layers/Gleason 3%2F4.tif"
     assert (out / line["layers"]["5%"]["mask"]).is_file()
+    assert line["layers"]["outlines"] == "s/layers.geojson"
+    assert line["layers"]["outlines_structure"]["mask"] == "s/layers/outlines.tif"
     tiles = lines_of(out / "s" / "tiles.jsonl")
     assert [tile["x"] for tile in tiles] == [0, 64, 0, 64]
     assert line["x"]["value"] == pytest.approx(sum(tile["x_task"]["value"] for tile in tiles) / 4)
