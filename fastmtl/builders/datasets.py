@@ -180,24 +180,19 @@ def read_splits(
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     check_training_tiles(recipe, train)
-    lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
+    # With data.sets, the tiles' own classes are the sets.
+    noun, own = ("data.sets", "sets") if recipe.data.sets else ("class", "label")
+    noun = "class" if recipe.data.stratify else noun
+    lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify, noun)
     odd = (
         *data.patient_notices(folder),
         *data.scale_notices(folder),
         *data.duplicate_notices(folder, leaks_alone=True),
-        *(data.Problem(folder.root, _of_sets(recipe, line)) for line in lacking),
+        *(data.Problem(folder.root, line) for line in lacking),
     )
     problems = (*folder.problems, *odd)
     test, inner = split.test_of(folder), split.inner_of(folder)
-    summary = [_of_sets(recipe, line) for line in data.summary_lines(folder)]
-    return Splits(train, validation, origin, problems, split, test, inner, summary)
-
-
-def _of_sets(recipe: Recipe, line: str) -> str:
-    """A line about the tiles' own classes; with data.sets these are the sets."""
-    if not recipe.data.sets:
-        return line
-    return re.sub("^label:", "sets:", line if recipe.data.stratify else re.sub("^class ", "data.sets ", line))
+    return Splits(train, validation, origin, problems, split, test, inner, data.summary_lines(folder, own))
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:

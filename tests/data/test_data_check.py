@@ -241,6 +241,7 @@ def test_classes_that_are_numbers_are_told_from_their_counts(tmp_path: Path, cap
 
     write_folder(tmp_path, {"1": 3, "G2": 2, "high": 1}, size=16)
     assert summary_lines(data.read_tile_folder(tmp_path))[1] == "label: '1' 3, 'G2' 2, high 1"
+    assert summary_lines(data.read_tile_folder(tmp_path), "sets")[1].startswith("sets: '1' 3")
     assert main(["data", "check", str(tmp_path)]) == 0
     page = capsys.readouterr().out
     assert "'1' 3 (" in page

@@ -75,8 +75,9 @@ def _unused_patient_columns(dataset: Dataset) -> Iterator[str]:
             )
 
 
-def summary_lines(dataset: Dataset) -> list[str]:
-    """A line on the patients and how they were found, and one with the counts of each label column's classes."""
+def summary_lines(dataset: Dataset, own: str = "label") -> list[str]:
+    """A line on the patients and how they were found, and one with the counts of each label column's classes; `own`
+    names the tiles' own."""
     sizes = sorted(Counter(tile.group for tile in dataset.tiles).values())
     each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else counted(sizes[0], "tile")
     ways = patients_found(dataset)
@@ -87,7 +88,7 @@ def summary_lines(dataset: Dataset) -> list[str]:
         lines = [f"patients: {len(sizes)}, found by {found_by}; {each} each"]
     for column, classes in class_counts(dataset).items():
         counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
-        lines.append(f"{column}: {few(counts, _SHOWN)}")
+        lines.append(f"{own if column == 'label' else column}: {few(counts, _SHOWN)}")
     return lines
 
 

@@ -266,8 +266,11 @@ def _labels(folder: Dataset, column: str) -> list[int]:
     return [-1 if label is None else label for label in found]
 
 
-def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str = "") -> list[str]:
-    """A line for each class of a label column that exists in the folder but not in training or validation."""
+def one_sided_classes(
+    folder: Dataset, train: Dataset, val: Dataset, column: str = "", noun: str = "class"
+) -> list[str]:
+    """A line for each class of a label column that exists in the folder but not in training or validation; `noun` is
+    what the classes are."""
     lines = []
     for index, name in enumerate(folder.names_of(column)):
         everywhere, trained, held_out = (
@@ -275,5 +278,5 @@ def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str
         )
         if everywhere and not (trained and held_out):
             where = "training: it cannot be learned" if not trained else "validation: no score measures it"
-            lines.append(f"class {name!r}, of {counted(len(everywhere), 'patient')}, has no image in {where}")
+            lines.append(f"{noun} {name!r}, of {counted(len(everywhere), 'patient')}, has no image in {where}")
     return lines
