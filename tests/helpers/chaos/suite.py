@@ -14,7 +14,7 @@ from helpers.paths import ROOT
 
 from . import ATTACKS, Lab
 from .attack import Outcome
-from .table import circumstances, lines, stored, stored_circumstances, write
+from .table import at_commit, circumstances, lines, stored, stored_circumstances, write
 
 _labs: list[Lab] = []  # one in each process
 
@@ -57,6 +57,6 @@ def main() -> int:
     table = stored(page) | lines(found)
     measured = circumstances(given.kills)
     if given.only:
-        measured = f"{stored_circumstances(page)}; “{given.only}” later: {measured}"
+        measured = f"{stored_circumstances(page)}; “{given.only}” later{at_commit()}"
     write(page, {one.name: table[one.name] for one in ATTACKS if one.name in table}, measured)
     return int(any(outcome.problems for outcome in found.values()))

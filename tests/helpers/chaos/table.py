@@ -46,9 +46,13 @@ def write(page: Path, table: Mapping[str, str], measured: str) -> None:
 def circumstances(kills: int) -> str:
     """Of a run of all attacks in this process."""
     facts = environment()
-    commit = f" at commit {facts['commit'][:12]}" if facts["commit"] else ""
-    versions = f"fastmtl {facts['fastmtl']}{commit}, torch {torch.__version__}, Python {facts['python']}"
+    versions = f"fastmtl {facts['fastmtl']}{at_commit()}, torch {torch.__version__}, Python {facts['python']}"
     return f"{versions}, {kills} kills for each attack by random kills"
+
+
+def at_commit() -> str:
+    commit = environment()["commit"]
+    return f" at commit {commit[:12]}" if commit else ""
 
 
 def stored_circumstances(page: Path) -> str:
