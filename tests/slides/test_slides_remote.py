@@ -302,7 +302,7 @@ def test_batches_of_a_busy_server_are_those_of_the_local_slide(server):
     loader = raw_loader(
         tiles, targets={"classification": "label"}, size=64, augmentation=data.Augmentation.none(), shuffle=False
     )
-    server.failures[:] = [503, "cut"] * 4
+    server.failures[:] = [503, "cut"] * 2  # fewer than tries: one read may meet all of them
     seen = 0
     for batch in loader:
         for name, image in zip(batch.ids, batch.images, strict=True):
