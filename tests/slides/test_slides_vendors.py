@@ -175,6 +175,13 @@ def test_what_is_left_to_openslide(tmp_path, write, options, reason):
         assert data.index_slide(path).layout.reader == "openslide"
 
 
+def test_a_level_of_magnification_0_is_refused(tmp_path):
+    path = ventana(tmp_path / "a.tiff", areas=0)
+    path.write_bytes(path.read_bytes().replace(b"mag=10", b"mag=.0"))
+    with pytest.raises(data.SlideError, match="level 1 the downsample inf: damaged metadata"):
+        data.open_slide(path)
+
+
 def test_a_level_larger_than_allowed_is_refused_unread(tmp_path):
     with pytest.raises(data.SlideError, match="declares 1000x2000 pixels"):
         data.open_slide(leica(tmp_path / "a.scn"), max_pixels=1_000_000)
