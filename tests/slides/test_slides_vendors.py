@@ -158,6 +158,7 @@ def test_a_level_whose_page_has_another_scale_than_the_metadata_say_is_left_out(
         (ventana, {"areas": 2}, "it has 2 scanned areas"),
         (ventana, {"left": 129}, "do not begin at whole pixels"),
         (ventana, {"change": lambda xml: xml.replace('Width="64"', 'Width="32"')}, "tiles of another size"),
+        (ventana, {"change": lambda xml: xml.replace('NumCols="8"', 'NumCols="2"')}, "name tiles that its area lacks"),
         (ventana, {"change": lambda xml: xml[:-20]}, "cannot be parsed"),
         (ventana, {"change": lambda xml: f"<!DOCTYPE a [<!ENTITY b 'c'>]>{xml}"}, "document type or entities"),
     ],
