@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import data
 from ..config import ConfigError, Recipe, SetConfig, data_of
+from ..data.dataset import with_one_spelling
 from ..protocols import MAPS, Task
 from .components import build_tasks, columns_of_metadata
 from .sets import column_in
@@ -30,7 +31,8 @@ class _Part:
 def read_sets(recipe: Recipe, root: Path, read: Read, classes: Classes | None = None) -> data.Dataset:
     """The tiles of all sets, one set after the other: "SET/ID", with values of the set's tasks only.
 
-    Patients of the same name are one patient, also in different sets.
+    Patients of the same name are one patient, also in different sets and in another spelling. The notices on how a
+    set's patients were found are among the problems: its unused columns are gone in the tiles of all sets.
 
     Args:
         recipe: with data.sets.
@@ -53,15 +55,16 @@ def read_sets(recipe: Recipe, root: Path, read: Read, classes: Classes | None = 
         _tile_of(part, number, tile, kept) for number, part in enumerate(parts) for tile in part.dataset.tiles
     )
     _check_lengths(parts)
-    return data.Dataset(
+    joined = data.Dataset(
         root,
         tuple(part.name for part in parts),
         tiles,
-        tuple(problem for part in parts for problem in part.dataset.problems),
+        tuple(one for part in parts for one in (*part.dataset.problems, *data.patient_notices(part.dataset))),
         _classes_of(parts, kept),
         "; ".join(f"{part.name}: {part.dataset.patients_from}" for part in parts),
         {path: mpp for part in parts for path, mpp in part.dataset.slide_mpp.items()},
     )
+    return with_one_spelling(joined)
 
 
 def _read_part(recipe: Recipe, one: SetConfig, root: Path, read: Read, classes: Classes) -> _Part:

@@ -94,9 +94,8 @@ def check_maps(
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
         structures = getattr(task, "structures", ())
         if task.target.kind == "classes":
-            _check_order(
-                task.name, structures, {one.mask.classes for one in masks if isinstance(one.mask, data.Polygons)}
-            )
+            maps = [tile.values.get(task.target.column) if task.target.column else tile.mask for tile in tiles]
+            _check_order(task.name, structures, {one.classes for one in maps if isinstance(one, data.Polygons)})
         found = data.judge_maps(masks, task.target, classes, ignored, structures)
         if found.wrong:
             names = ", ".join(structures)
@@ -118,17 +117,22 @@ def _tiles_of(task: Task, folder: data.Dataset) -> Sequence[data.Tile]:
     return [tile for tile in folder.tiles if tile.label in numbers] if names else folder.tiles
 
 
-def _check_order(task: str, structures: Sequence[str], drawn: Collection[Sequence[str]]) -> None:
-    """Raise ConfigError if polygons are drawn by another index than that of the structure of the same name: every score
-    and every predicted class would have the name of another one."""
-    places = {folded(name): place for place, name in enumerate(structures)}
-    for classes in drawn:
+def _check_order(task: str, structures: Sequence[str], drawn: Collection[tuple[str, ...]]) -> None:
+    """Raise ConfigError if polygons are drawn by another index than that of the structure of the same name, or those of
+    two sets by different ones: every score and every predicted class would have the name of another one."""
+    places, of_sets = {folded(name): place for place, name in enumerate(structures)}, dict[str, int]()
+    for classes in sorted(drawn):
         for place, name in enumerate(classes):
             if (other := places.get(folded(name), place)) != place:
                 raise ConfigError(
                     f"task {task!r} ({', '.join(structures)}) has {name!r} at {other}, and data.polygon_classes has it "
                     f"at {place}: polygons of this class would be learned as {_at(structures, place)}; list them in "
                     "the same order."
+                )
+            if (other := of_sets.setdefault(name, place)) != place:
+                raise ConfigError(
+                    f"task {task!r}: data.polygon_classes has {name!r} at {other} in one of its data.sets and at "
+                    f"{place} in another; list them in the same order."
                 )
 
 

@@ -172,6 +172,21 @@ def test_polygons_are_drawn_as_the_task_wants_them(tmp_path):
         looked_at(manifest, "multiclass_segmentation", polygons=["background", "tumour", "stroma"], **three)
 
 
+def test_polygons_of_two_sets_are_drawn_by_the_same_indices(tmp_path):
+    """Else an index would be one class in a set and another class in the next, whatever the task calls it."""
+    pytest.importorskip("rasterio")
+    manifest = as_polygons(tmp_path, discs(255))
+    task = tasks.create_task("multiclass_segmentation", "it", 0, structures=["background", "cancer", "other"])
+    orders = [("background", "tumour", "stroma"), ("background", "stroma", "tumour")]
+    folders = [
+        data.usable_tiles(data.read_manifest(manifest, data.ManifestOptions(polygons=data.PolygonOptions(order))))[0]
+        for order in orders
+    ]
+    datasets.check_maps([task], folders[:1])
+    with pytest.raises(ConfigError, match=r"polygon_classes has 'tumour' at 2 in one of its data\.sets and at 1 in"):
+        datasets.check_maps([task], folders)
+
+
 def test_arrays_of_shares_and_of_large_numbers(tmp_path):
     shares = [mask.astype(np.float32) / 255 for mask in discs(255)]
     assert looked_at(as_array(tmp_path, shares, "*255")) == []

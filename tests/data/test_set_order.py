@@ -110,6 +110,8 @@ def test_shares_follow_weights_or_the_sizes_and_a_temperature():
     assert shares_of(sizes, {}) == {"a": 0.2, "b": 0.8}
     assert shares_of(sizes, {}, 2.0)["b"] == pytest.approx(2 / 3)
     assert shares_of(sizes, {}, 1e9)["b"] == pytest.approx(0.5)
+    assert shares_of(sizes, {"a": 1e308, "b": 1e308}) == {"a": 0.5, "b": 0.5}
+    assert shares_of(sizes, {}, 1e-9) == {"a": 0.0, "b": 1.0}
 
 
 def _loader(root, *, mixed=False, **options):

@@ -16,7 +16,8 @@ class RangeServer:
     """Serves the files of `folder`.
 
     Attributes:
-        failures: what the next answers are instead: a status, or "cut" for half of the body and a broken connection.
+        failures: what the next answers are instead: a status, "cut" for half of the body and a broken connection, or
+            the address of a redirection.
         tags: whether answers have an ETag.
         ranges: whether ranges are answered; else the whole file is.
         requests: the ranges that were asked for, (first, last).
@@ -49,6 +50,8 @@ def serving(folder: Path) -> Iterator[RangeServer]:
             with state.lock:
                 state.requests.append((first, last))
                 failure = state.failures.pop(0) if state.failures else None
+            if isinstance(failure, str) and failure != "cut":
+                return self._answer(302, b"", {"Location": failure})
             path = folder / self.path.lstrip("/")
             if isinstance(failure, int):
                 return self._answer(failure, b"", {"Retry-After": "0"})

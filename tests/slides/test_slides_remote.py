@@ -3,6 +3,7 @@
 import os
 import pickle
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,13 +188,35 @@ def test_what_cannot_be_read_is_refused_with_the_reason(server, tmp_path):
         ("file:///a.svs", "without file:"),
         ("s3://bucket//a.svs", "empty part"),
         ("s3://bucket/../a.svs", "empty part, '.' or '..'"),
+        ("local://a.svs", "without local:"),
         ("https://me:secret@host/a.svs", "~/.netrc"),
+        ("https://me:secret@host//a.svs", "~/.netrc"),
+        (Path("HTTPS://me:secret@host/a.svs"), "~/.netrc"),
+        ("https://host/a#b.svs", "%23"),
     ],
 )
 def test_addresses_that_are_refused(text, reason):
     with pytest.raises(ValueError, match=reason) as found:
         data.open_slide(text)
     assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://me:secret@host/a", f"http://me:secret@{'a' * 70}.\u00fc./a", "http://:99999/"]
+)
+def test_a_redirection_to_no_web_server_is_refused_without_its_address(server, address):
+    write(server.folder)
+    server.failures[:] = [address.encode().decode("latin-1")] * 6
+    with pytest.raises(data.SlideError, match="is not a valid address, or redirects to none") as found:
+        data.open_slide(server.url("a.tiff"))
+    assert "secret" not in str(found.value)
+
+
+def test_slides_whose_results_would_have_one_name_are_refused(tmp_path):
+    rows = ["slide", "http://host:80/a.svs", "http://host:80/a.svs", "http/host-80/a.svs"]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"line 4.* and http://host:80/a\.svs would have the same name"):
+        data.find_slides(tmp_path / "rows.csv")
 
 
 def test_damage_is_found_as_in_a_local_slide(server):
@@ -279,7 +302,7 @@ def test_batches_of_a_busy_server_are_those_of_the_local_slide(server):
     loader = raw_loader(
         tiles, targets={"classification": "label"}, size=64, augmentation=data.Augmentation.none(), shuffle=False
     )
-    server.failures[:] = [503, "cut"] * 4
+    server.failures[:] = [503, "cut"] * 2  # fewer than tries: one read may meet all of them
     seen = 0
     for batch in loader:
         for name, image in zip(batch.ids, batch.images, strict=True):

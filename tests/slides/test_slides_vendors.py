@@ -124,6 +124,28 @@ def test_a_truncated_slide_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("write", "options", "changed", "size"),
+    [
+        (leica, {"change": lambda xml: xml.replace('dimension sizeX="256"', 'dimension sizeX="130"')}, b"", "256x192"),
+        (philips, {"change": lambda xml: xml.replace("0.001000000", "0.000500000")}, b"", "256x192"),
+        (philips, {"change": lambda xml: xml.replace("0.001000000", "0.002000000")}, b"", "256x192"),
+        (ventana, {}, b"mag=05", "256x192"),
+        (ventana, {"areas": 0}, b"mag=05", "256x192"),
+    ],
+)
+def test_a_level_whose_page_has_another_scale_than_the_metadata_say_is_left_out(
+    tmp_path, write, options, changed, size
+):
+    """OpenSlide shows it at the wrong place, or background where it should be."""
+    path = write(tmp_path / "slide.tiff", **options)
+    if changed:
+        path.write_bytes(path.read_bytes().replace(b"mag=10", changed))
+    with data.open_slide(path) as slide:
+        assert [level.downsample for level in slide.levels] == ([1] if write is ventana else [1, 4])
+        assert sum(f"a level of {size} is left out" in problem for problem in slide.problems) == 1
+
+
+@pytest.mark.parametrize(
     ("write", "options", "reason"),
     [
         (leica, {"pyramids": 2}, "it has 2 pyramids"),
@@ -136,6 +158,7 @@ def test_a_truncated_slide_says_so(tmp_path):
         (ventana, {"areas": 2}, "it has 2 scanned areas"),
         (ventana, {"left": 129}, "do not begin at whole pixels"),
         (ventana, {"change": lambda xml: xml.replace('Width="64"', 'Width="32"')}, "tiles of another size"),
+        (ventana, {"change": lambda xml: xml.replace('NumCols="8"', 'NumCols="2"')}, "name tiles that its area lacks"),
         (ventana, {"change": lambda xml: xml[:-20]}, "cannot be parsed"),
         (ventana, {"change": lambda xml: f"<!DOCTYPE a [<!ENTITY b 'c'>]>{xml}"}, "document type or entities"),
     ],
@@ -151,6 +174,13 @@ def test_what_is_left_to_openslide(tmp_path, write, options, reason):
             data.open_slide(path)
     else:
         assert data.index_slide(path).layout.reader == "openslide"
+
+
+def test_a_level_of_magnification_0_is_refused(tmp_path):
+    path = ventana(tmp_path / "a.tiff", areas=0)
+    path.write_bytes(path.read_bytes().replace(b"mag=10", b"mag=.0"))
+    with pytest.raises(data.SlideError, match="level 1 the downsample inf: damaged metadata"):
+        data.open_slide(path)
 
 
 def test_a_level_larger_than_allowed_is_refused_unread(tmp_path):

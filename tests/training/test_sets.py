@@ -15,7 +15,7 @@ from helpers.side_by_side import recipe_of, write_sets
 from helpers.tiles import random_pixels, write_image
 from torch.multiprocessing.spawn import spawn
 
-from fastmtl import api
+from fastmtl import api, data
 from fastmtl.builders import components, datasets
 from fastmtl.builders.class_shares import with_class_shares
 from fastmtl.data import identifier_key
@@ -57,6 +57,27 @@ def test_no_patient_is_on_two_sides_also_in_different_sets(root):
     both = [tile.id.split("/")[0] for side in sides for tile in side.tiles if tile.group == "P03"]
     assert set(both) == {"colon", "lung"}  # a patient of both, on one side
     assert sum(len(side) for side in sides) == 32
+
+
+def test_patients_of_sets_in_other_spellings_and_unread_columns_of_patients_are_told(tmp_path):
+    root = write_sets(tmp_path)
+    for name in ("colon", "lung"):
+        found = data.read_dataset(root / name)
+        rows = ["image,mask,label,patient,case_id" if name == "colon" else "image,mask,label,scan,case_id"]
+        for number, tile in enumerate(found.tiles):
+            patient = tile.group.lower() if name == "colon" else f"s{number}"
+            files = (path.relative_to(root).as_posix() for path in (tile.image, tile.mask))
+            rows.append(",".join([*files, found.class_names[tile.label], patient, tile.group]))
+        (root / f"{name}.csv").write_text("\n".join(rows))
+    sets = {"colon": {"data": "colon.csv"}, "lung": {"data": "lung.csv", "options": {"patient": r"(.*)"}}}
+    told = "\n".join(map(str, datasets.read_splits(recipe_of(root, data={"sets": sets}), root).problems))
+    assert "lung.csv: every tile is its own patient" in told
+    assert "lung.csv: column 'case_id' is not read as patients" in told
+    sets = {"colon": {"data": "colon.csv"}}
+    splits = datasets.read_splits(recipe_of(root, data={"sets": sets}), root)
+    told = "\n".join(map(str, splits.problems))
+    assert "is taken for 'P0" in told or "is taken for 'p0" in told
+    assert splits.summary[0].startswith("patients: 10,")
 
 
 def test_scores_are_of_each_set(run):

@@ -85,7 +85,10 @@ def _of_manifest(manifest: Path, root: Path) -> SlideFiles:
         if cell:
             path = rule.slide(cell, table.place(number))
             name = path.local_name if isinstance(path, RemotePath) else Path(os.path.relpath(path, root)).as_posix()
-            slides[name] = path
+            if slides.setdefault(name, path) != path:
+                raise ValueError(
+                    f"{table.place(number)}: results of {path} and {slides[name]} would have the same name; rename one"
+                )
     if not slides:
         raise ValueError(f"{manifest} has no slide in a column slide; to predict images, give their folder")
     given = manifest_mpp(table, rule)

@@ -63,6 +63,8 @@ def shares_of(sizes: Mapping[str, int], weights: Mapping[str, float], temperatur
     >>> shares_of({"a": 100, "b": 400}, {}, 2.0)
     {'a': 0.3333333333333333, 'b': 0.6666666666666666}
     """
-    found = dict(weights) or {name: size ** (1 / temperature) for name, size in sizes.items()}
+    found = weights or sizes
+    largest = max(found.values())  # without it, large weights and low temperatures have no sum
+    found = {name: (value / largest) ** (1.0 if weights else 1 / temperature) for name, value in found.items()}
     total = sum(found.values())
     return {name: value / total for name, value in found.items()}

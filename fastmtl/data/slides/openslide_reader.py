@@ -38,6 +38,8 @@ def scan_with_openslide(path: Path, max_pixels: int) -> Layout:
         levels = []
         sizes = zip(slide.level_dimensions, slide.level_downsamples, strict=True)
         for at, ((w, h), downsample) in enumerate(sizes):
+            if not 0 < downsample < float("inf"):
+                raise SlideError(path, f"OpenSlide gives level {at} the downsample {downsample:g}: damaged metadata")
             tile = [_number(words, f"openslide.level[{at}].tile-{side}") for side in ("width", "height")]
             levels.append(Level(w, h, downsample, *(int(length or 256) for length in tile)))
         x, y = _number(words, "openslide.mpp-x"), _number(words, "openslide.mpp-y")

@@ -15,7 +15,7 @@ from .errors import SlideError
 from .raster import Layout, Raster, levels_of
 from .scale import Scale, aperio_scale, first_of, ome_scale, tag_scale
 from .tiff_pictures import Picture, main_of, pictures_of, stacked_with
-from .tiff_raster import placed, raster_of
+from .tiff_raster import placed_levels, raster_of
 from .vendors import ARRANGE
 from .vendors.arranged import DECLARATIONS, NotHereError
 from .vendors.hamamatsu import has_wide_offsets
@@ -123,10 +123,7 @@ def _arranged(path: Path, file: TiffFile, vendor: str, max_pixels: int) -> Layou
     first = found.levels[0] if isinstance(found.levels[0], Raster) else found.levels[0][1]
     _check_size(path, first.width, first.height, max_pixels)
     try:
-        rasters = [
-            one if isinstance(one, Raster) else placed(raster_of(file, one[:1], problems), one[1])
-            for one in found.levels
-        ]
+        rasters = placed_levels(file, found.levels, problems)
     except ValueError as error:
         raise NotHereError(str(error)) from error
     associated: dict[str, Raster] = {}

@@ -13,7 +13,7 @@ from ..sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from . import jpeg
 from .codecs import JPEG2000_YCBCR, TIFF_CODECS
 from .orientation import CODES
-from .raster import Encoding, Placement, Raster
+from .raster import Encoding, Placement, Raster, levels_of
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -46,7 +46,45 @@ def raster_of(file: TiffFile, pages: Sequence[TiffPage], problems: list[str]) ->
     )
 
 
-def placed(raster: Raster, place: Placement) -> Raster:
+def placed_levels(
+    file: TiffFile, levels: Sequence[tuple[TiffPage, Placement] | Raster], problems: list[str]
+) -> list[Raster]:
+    """The levels, without those that end elsewhere than level 0 if their pages have the scale that the metadata say.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    kept: list[Raster] = []
+    for one in levels:
+        if isinstance(one, Raster):
+            kept.append(one)
+            continue
+        stored, place = raster_of(file, one[:1], problems), one[1]
+        raster = _placed(stored, place)
+        first = kept[0] if kept else raster
+        downsample = levels_of((first, raster))[1].downsample
+        ends = (place.left + stored.width, place.top + stored.height) if kept else _end(raster)
+        few = 4 * downsample  # what is rounded; the last tiles may be padded besides
+        tiles = stored.tile_width * downsample, stored.tile_height * downsample
+        beyond = [end * downsample - whole for end, whole in zip(ends, _end(first), strict=True)]
+        slack = [few + 0.01 * whole for whole in _end(first)]
+        if all(-most <= by <= most + tile for by, most, tile in zip(beyond, slack, tiles, strict=True)):
+            kept.append(raster)
+        else:
+            size = f"{stored.width}x{stored.height}"
+            problems.append(
+                f"a level of {size} is left out: the metadata give it another size (downsample {downsample:g})"
+            )
+    return kept
+
+
+def _end(raster: Raster) -> tuple[int, int]:
+    """Where a placed raster ends in its level."""
+    place = raster.placement
+    return (place.left + raster.width, place.top + raster.height) if place else (raster.width, raster.height)
+
+
+def _placed(raster: Raster, place: Placement) -> Raster:
     """The raster in its level, without the tiles and pixels that reach beyond it.
 
     Raises:

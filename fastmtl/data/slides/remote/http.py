@@ -20,7 +20,7 @@ _CHUNK = 2**16  # what a broken connection loses at most
 _MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
 _NOT_FOUND, _FORBIDDEN = {404, 410}, {401, 403, 407}
 _WHOLE, _PART, _BEYOND = 200, 206, 416
-_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
+_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})")
 
 
 class HttpFile:
@@ -74,8 +74,8 @@ class HttpFile:
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         try:
             return _session(os.getpid()).get(self._url, headers=headers, stream=True, timeout=_TIMEOUT)
-        except self._requests.exceptions.InvalidURL as error:
-            raise OSError(None, f"is not a valid address: {error}") from error
+        except ValueError as error:  # without the address itself: a server may redirect to one with a password
+            raise OSError(None, f"is not a valid address, or redirects to none: {type(error).__name__}") from error
         except self._requests.RequestException as error:
             raise ServerBusy(f"the server cannot be reached: {type(error).__name__}") from error
 

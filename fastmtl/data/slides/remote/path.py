@@ -15,7 +15,7 @@ from .files import RemoteFile, info_of
 from .transport import FileInfo
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(?=[^/])")
-_AS_PATH = re.compile(r"(https?|s3|gs|gcs|az|abfss?|memory):/(?=[^/])")  # `Path` turns two slashes into one
+_AS_PATH = re.compile(r"(https?|s3|gs|gcs|az|abfss?|memory):/(?=[^/])", re.I)  # `Path` turns two slashes into one
 _BLOCK, _MOST_BLOCKS = 2**18, 64
 
 
@@ -114,19 +114,21 @@ def slide_path(path: str | Path) -> Path:
     """The path of a slide: a `RemotePath` if it is a URL, as text or as `Path` spells it.
 
     Raises:
-        ValueError: a URL of this computer's files, with a password, or with parts that a path cannot have.
+        ValueError: a URL of this computer's files, with a password, with parts that a path cannot have, or with a #.
     """
     if isinstance(path, RemotePath):
         return path
     text = str(path)
-    if text.lower().startswith("file:/"):
-        raise ValueError(f"{text} is a file of this computer; give its path without file:")
+    if text.lower().startswith(("file:/", "local:/")):
+        raise ValueError(f"{text} is a file of this computer; give its path without {text.partition(':')[0]}:")
     found = _URL.match(text) or _AS_PATH.match(text)
     if found is None:
         return Path(path)
     rest = text[found.end() :]
+    if "@" in rest.split("/")[0]:  # before any message that has the text
+        raise ValueError(f"{found[1]}://... names a user; put user and password into ~/.netrc, out of files and logs")
     if any(part in ("", ".", "..") for part in rest.split("/")):
         raise ValueError(f"{text} has an empty part, '.' or '..', which the address of a slide cannot have")
-    if "@" in rest.split("/")[0]:
-        raise ValueError(f"{found[1]}://... names a user; put user and password into ~/.netrc, out of files and logs")
+    if "#" in rest and found[1].lower() in ("http", "https"):  # else the part before it would be read, another file
+        raise ValueError(f"{text} has a '#', which ends the address; write %23 if it is in the file's name")
     return RemotePath(f"{found[1].lower()}://{rest}")

@@ -77,6 +77,8 @@ def _area(page: TiffPage) -> tuple[int, int, int, int]:
     need(columns > 0 and rows > 0, "its area is empty")
     joints = info.findall("TileJointInfo")
     need(not any(_overlap(joint) for joint in joints), "its tiles overlap")
+    named = [whole(joint, name) for joint in joints for name in ("Tile1", "Tile2")]
+    need(all(0 < tile <= columns * rows for tile in named), "its joints name tiles that its area lacks")
     # OpenSlide spaces tiles by the mean overlap of such joints, and has none without them.
     certain = {joint.get("Direction") for joint in joints if whole(joint, "Confidence") > 0}
     need(certain == {"RIGHT", "UP"}, "its tiles' places are not certain")
