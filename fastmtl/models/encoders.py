@@ -225,6 +225,35 @@ def smp_encoder(name: str, *, output_stride: int = 32) -> Pyramid:
     return Pyramid(net, _as_it_is, net.out_channels, strides, published=published)
 
 
+class TopConvolution(nn.Module):
+    """The convolution between the deepest feature map of timm's EfficientNets and their classifier, under timm's names.
+
+    [B, C, h, w] -> [B, channels, h, w]; pretrained like the encoder, it is most of what a classifier gets from weights.
+
+    Args:
+        name: the encoder, "tu-..." for timm's.
+
+    Raises:
+        ValueError: the encoder has none.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        net: Any = None
+        if name.startswith("tu-"):
+            net = library("timm", f"the encoder {name!r}").create_model(name.removeprefix("tu-"), num_classes=0)
+        if not (hasattr(net, "conv_head") and hasattr(net, "bn2")):
+            raise ValueError(
+                f"the encoder {name!r} has no top convolution: timm's EfficientNets have one, for example "
+                "tu-tf_efficientnet_lite0. Set `top` to false."
+            )
+        self.conv_head, self.bn2 = net.conv_head, net.bn2
+        self.channels: int = net.conv_head.out_channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.bn2(self.conv_head(features))
+
+
 def _timm_published(name: str) -> dict[str, Published]:
     """timm's default weights of a network."""
     found: Any = library("timm", f"the encoder {name!r}").get_pretrained_cfg(name)

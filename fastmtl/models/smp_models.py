@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import encoders
 from .base import PyramidModel
 from .daformer_models import AUXILIARY, MASK, PAPER
-from .heads import Output
+from .heads import Output, pooled_mlp
 from .registry import ModelInfo, Row, register_model, register_variant
 
 B5, R101 = (48, 40, 64, 176, 512), (64, 256, 512, 1024, 2048)
@@ -49,6 +49,8 @@ def unet(
     *,
     encoder: str = "efficientnet-b5",
     width: float = 1.0,
+    top: bool = False,
+    head_dropout: float = 0.0,
     auxiliary_strides: Sequence[int] = (8, 4),
 ) -> PyramidModel:
     """smp's Unet.
@@ -57,6 +59,8 @@ def unet(
         tasks: task name -> `Output`.
         encoder: name of any smp encoder; "tu-..." for timm's.
         width: multiplies the decoder's channels (256, 128, 64, 32, 16).
+        top: vectors and boxes read the encoder's `TopConvolution` instead of its deepest feature map.
+        head_dropout: probability, before the linear layer of vectors and boxes.
         auxiliary_strides: see `AuxiliaryHeads`.
     """
     encoders.library("segmentation_models_pytorch", "unet")
@@ -69,7 +73,17 @@ def unet(
     def decoder(outputs: int) -> nn.Module:
         return SmpDecoder(UnetDecoder(made.channels, channels), SegmentationHead(channels[-1], outputs, kernel_size=3))
 
-    return PyramidModel("unet", tasks, made, decoder=decoder, auxiliary_strides=auxiliary_strides)
+    trunk = encoders.TopConvolution(encoder) if top else None
+    read = made.channels[-1] if trunk is None else trunk.channels
+    return PyramidModel(
+        "unet",
+        tasks,
+        made,
+        decoder=decoder,
+        head=lambda channels: pooled_mlp(read, (channels,), dropout=head_dropout),
+        auxiliary_strides=auxiliary_strides,
+        trunk=trunk,
+    )
 
 
 @register_model(

@@ -133,7 +133,21 @@ def _named_as_here(model: nn.Module, found: Weights) -> Weights:
             inner = {key for key in own if key.startswith(prefix)}
             if fits(best) < len(inner):
                 best = max(best, rename(model.get_submodule(place), found, prefix), key=fits)
-    return best
+    return _with_trunk(model, best, found)
+
+
+def _with_trunk(model: nn.Module, keys: Weights, found: Weights) -> Weights:
+    """`keys`, with those of an encoder's last layers, which only some heads read, under the names of the trunk."""
+    trunk = getattr(model, "trunk", None)
+    own = {key: value.shape for key, value in model.state_dict().items() if key.startswith("trunk.")}
+    if trunk is None or own.keys() <= keys.keys():
+        return keys
+    read = _realigned(trunk, found, "trunk.")
+    moved = {key: read[key] for key, shape in own.items() if key in read and read[key].shape == shape}
+    if any(key not in moved and not key.endswith(_COUNT) for key in own):
+        return keys
+    taken = {id(value) for value in moved.values()}
+    return {key: value for key, value in keys.items() if id(value) not in taken} | moved
 
 
 def _with_norms(keys: Weights, own: Mapping[str, Tensor]) -> Weights:
