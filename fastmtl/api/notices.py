@@ -174,6 +174,22 @@ def of_skipped_steps(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{steps} skipped, in {epochs}: a loss or gradient was not finite, or a spike; see RUN/nonfinite"]
 
 
+def of_reused_tiles(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the large tiles of slides were decoded again and again in the last epoch of `records`.
+
+    >>> of_reused_tiles([{"epoch": 1, "reused_tiles": 0.9375}])
+    []
+    """
+    reused = records[-1].get("reused_tiles") if records else None
+    if not isinstance(reused, int | float) or reused >= 0.5:
+        return []
+    return [
+        "the slides have tiles much larger than the regions read from them, and only "
+        f"{reused:.0%} were reused: each region decodes a whole tile. Set data.open_slides to a few slides, whose "
+        "regions then follow each other, or raise data.tile_cache"
+    ]
+
+
 class ScoreWatch:
     """An observer of the trainer: prints a notice, once per task, if a score of the images called `watching` after an
     epoch is too good."""

@@ -117,6 +117,7 @@ def score_training(job: Job) -> dict[str, Any]:
     if damaged := {str(record.get("tile")) for record in found_damaged}:  # several ranks may have found the same
         odd.append(f"{counted(len(damaged), 'damaged tile')} set aside in training: see quarantine.jsonl")
     odd += notices.of_skipped_steps(run.records())
+    odd += notices.of_reused_tiles(run.records())
     result["notices"] = [*job.notices, *odd]
     run.write_summary(result)
     table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})

@@ -183,6 +183,7 @@ def build_loader(
         world_size=world.size,
         device=decode,
         num_threads=config.num_threads,
+        tile_cache=config.tile_cache << 20,
     )
 
 

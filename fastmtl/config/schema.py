@@ -80,6 +80,8 @@ class DataConfig:
     0.5: by the square root of its size, which repeats rare tiles less often."""
     open_slides: int = 0
     """Number of slides that tiles are drawn from at the same time; 0: all."""
+    tile_cache: int = 256
+    """MiB of decoded slide tiles that each process keeps, of tiles much larger than the regions read from them."""
     per_slide: int = 0
     """Tiles drawn from each slide per epoch; 0: all."""
     patches_per_slide: int = 0

@@ -55,6 +55,7 @@ def _check_data(data: DataConfig) -> None:
             "max_damaged must be in [0, 1)": 0 <= data.max_damaged < 1,
             "max_tiles must not be negative": data.max_tiles >= 0,
             "open_slides must not be negative": data.open_slides >= 0,
+            "tile_cache must not be negative": data.tile_cache >= 0,
             "balance_power must be between 0 and 1": 0 <= data.balance_power <= 1,
             "per_slide must not be negative": data.per_slide >= 0,
             "patches_per_slide must not be negative": data.patches_per_slide >= 0,

@@ -99,7 +99,8 @@ class ProgressLine:
 
 
 def _speed(record: JsonMapping) -> str:
-    return f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+    reused = f", {record['reused_tiles']:.0%} of large tiles reused" if "reused_tiles" in record else ""
+    return f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data{reused}"
 
 
 def _shares(record: JsonMapping, *, waiting: bool = False) -> str:

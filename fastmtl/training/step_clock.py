@@ -36,6 +36,8 @@ class StepClock:
         self.nvtx = device.type == "cuda"
         self._device, self._num_ranks = device, num_ranks
         self._images, self._waited, self._paused, self._moved = 0, 0.0, 0.0, 0
+        self._loader: Iterable[Batch] = ()
+        self._use_before = (0, 0)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._events: deque[tuple[str, torch.cuda.Event]] = deque()  # each ends a stretch of this phase
@@ -75,6 +77,7 @@ class StepClock:
     def timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The loader's batches, while this is the active clock; waiting for them is the phase "loader"."""
         batches = iter(loader)
+        self._loader, self._use_before = loader, _tile_use(loader)
         active_clock.set(self)
         try:
             while True:
@@ -96,7 +99,8 @@ class StepClock:
         Returns:
             "images_per_second" of all ranks; "waiting", the share of this process's time in which it waited for data;
             "time", phase -> share of the time, 1 in total but for rounding; "memory_bytes", see `memory_bytes`; with a
-            fused step "update_gb_per_second", memory read and written in the phase "optimizer".
+            fused step "update_gb_per_second", memory read and written in the phase "optimizer"; with slides of large
+            tiles "reused_tiles", the share that did not have to be decoded (see `TileLoader.tile_use`).
         """
         self._mark()
         self._read(wait=True)
@@ -110,6 +114,9 @@ class StepClock:
         }
         if self._moved:
             found["update_gb_per_second"] = self._moved / 1e9 / self._seconds["optimizer"]
+        reused, decoded = (now - before for now, before in zip(_tile_use(self._loader), self._use_before, strict=True))
+        if reused + decoded:
+            found["reused_tiles"] = reused / (reused + decoded)
         return found
 
     def _mark(self) -> None:
@@ -135,6 +142,11 @@ class StepClock:
             name, end = self._events[0]
             self._seconds[name] += begin.elapsed_time(end) / 1000
             self._unused.append(begin)
+
+
+def _tile_use(loader: Iterable[Batch]) -> tuple[int, int]:
+    """Large tiles that were reused and decoded until now; zeros for a loader that does not count them."""
+    return getattr(loader, "tile_use", (0, 0))
 
 
 def memory_bytes(device: torch.device) -> int:

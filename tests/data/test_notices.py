@@ -148,6 +148,14 @@ def test_a_score_that_is_too_good_is_questioned(score, said):
     assert bool(line) == bool(said)
 
 
+def test_large_tiles_that_are_decoded_again_and_again():
+    assert notices.of_reused_tiles([]) == notices.of_reused_tiles([{"epoch": 1}]) == []
+    found = notices.of_reused_tiles([{"reused_tiles": 0.9}, {"reused_tiles": 0.125}])
+    assert "only 12% were reused" in found[0]
+    assert "data.open_slides" in found[0]
+    assert notices.of_reused_tiles([{"reused_tiles": 0.1}, {"reused_tiles": 0.5}]) == []
+
+
 def test_a_score_that_was_too_good_is_said_once_and_kept(capsys):
     task = _task("classification", class_names=["a", "b"])
     records = [

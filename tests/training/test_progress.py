@@ -72,12 +72,12 @@ def test_progress_says_where_the_time_went_and_what_was_skipped():
     written = io.StringIO()
     line = ProgressLine(2, Console(file=written, width=140, soft_wrap=True, highlight=False))
     time = {"loader": 0.25, "forward": 0.4, "backward outline": 0.3, "optimizer": 0.046, "average": 0.004}
-    seen = {"skipped": 2, "time": time, "memory_bytes": 3 << 29, "update_gb_per_second": 12.34}
+    seen = {"skipped": 2, "time": time, "memory_bytes": 3 << 29, "update_gb_per_second": 12.34, "reused_tiles": 0.9375}
     line.on_epoch(RECORD | seen)
     line.on_restore(120, 1, "the gradient was NaN.")
     line.close()
     shown = written.getvalue()
-    assert "25% waiting for data, 2 steps skipped\n" in shown
+    assert "25% waiting for data, 94% of large tiles reused, 2 steps skipped\n" in shown
     assert (
         "time of epoch 2: loader 25%, forward 40%, backward outline 30%, optimizer 5%, update 12.3 GB/s, 1.5 GiB\n"
         in shown

@@ -52,6 +52,23 @@ def test_time_of_an_inner_phase_counts_once(monkeypatch):
     assert "update_gb_per_second" not in found
 
 
+def test_the_share_of_reused_tiles_is_that_of_this_epoch():
+    class Loader:
+        tile_use = (30, 10)
+
+        def __iter__(self):
+            for _ in range(3):
+                self.tile_use = self.tile_use[0] + 3, self.tile_use[1] + 1
+                yield from _batches(1)
+
+    clock = StepClock(CPU)
+    assert len(list(clock.timed(Loader()))) == 3
+    assert clock.so_far()["reused_tiles"] == 0.75
+    clock = StepClock(CPU)
+    list(clock.timed(_batches(2)))
+    assert "reused_tiles" not in clock.so_far()
+
+
 def test_a_pause_counts_nowhere(monkeypatch):
     now = [100.0]
 

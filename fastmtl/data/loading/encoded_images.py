@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset import ImageSource, Region
+from ..dataset import ImageSource, Region, Tile
 from ..images.pictures import decode_image, file_of, read_encoded
 from ..images.png import SIGNATURE, decode_png, png_size
 from ..sizes import check_pixels
 from ..slides import jpeg
 from ..slides.encoded_tiles import EncodedTile
 from ..slides.opened import opened
+from ..slides.tile_grid import TileGrid
 
 _JPEG = b"\xff\xd8\xff"
 
@@ -44,6 +45,7 @@ class EncodedImages:
 
     def __init__(self, open_slide: Callable[[Path], OpenSlide] = opened, *, decode_png: bool = True):
         self._open_slide, self._decode_png = open_slide, decode_png
+        self._grids: dict[tuple[Path, int], TileGrid | None] = {}
 
     def read(self, picture: ImageSource, channels: int) -> Mosaic:
         """The encoded tiles of `picture`.
@@ -64,6 +66,25 @@ class EncodedImages:
         if drawn.dtype != np.uint8 or drawn.ndim not in (2, 3) or not drawn.size:
             raise ValueError(f"a drawn picture must be uint8 [h, w] or [h, w, C]; got {drawn.dtype} {drawn.shape}")
         return Mosaic([_of_pixels(drawn)])
+
+    def pieces_of(self, tiles: Sequence[Tile]) -> list[Hashable | None]:
+        """For each tile the large stored tile, or the strips, that its image is read from, see `TileGrid.piece_of`;
+        None for other images. Each slide is opened once.
+
+        Raises:
+            UnreadableSlideError: a slide cannot be opened: ranks that cannot read it would have another order.
+        """
+        return [self._piece_of(tile.image) if isinstance(tile.image, Region) else None for tile in tiles]
+
+    def _piece_of(self, region: Region) -> Hashable | None:
+        key = region.slide, region.level
+        if key not in self._grids:
+            grid_of: Callable[[int], TileGrid | None] | None
+            grid_of = getattr(self._open_slide(region.slide), "tile_grid", None)  # slides of other readers lack it
+            self._grids[key] = grid_of and grid_of(region.level)
+        grid = self._grids[key]
+        piece = grid and grid.piece_of(region)
+        return piece and (*key, *piece)
 
 
 def _whole(path: Path, png_channels: int) -> EncodedTile:

@@ -14,6 +14,7 @@ from ...errors import reason_of
 from ...protocols import Batch, Target
 from ...utils.normalization import IMAGENET
 from ..dataset import Tile
+from ..slides.decoded_tiles import DEFAULT_BYTES, TileUse, decoded_tiles
 from .augment import Augmentation
 from .dali_graph import cause
 from .encoded_images import EncodedImages
@@ -80,6 +81,7 @@ class TileLoader:
         device: "cpu" or "gpu" (torch's current CUDA device): for decoding, augmentation and the batches.
         num_threads: CPU threads that read, decode and augment.
         prefetch: batches decoded ahead; as many again are read ahead.
+        tile_cache: bytes of decoded slide tiles that all loaders of this process keep together, see `tile_use`.
         mean: per-channel mean that is subtracted, RGB in 0..1.
         std: per-channel divisor.
         mask_threshold: mask values above it are foreground, 0..255; class maps are unchanged.
@@ -118,6 +120,7 @@ class TileLoader:
         device: Literal["cpu", "gpu"] = "cpu",
         num_threads: int = 2,
         prefetch: int = 2,
+        tile_cache: int = DEFAULT_BYTES,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         mask_threshold: int = 127,
@@ -127,6 +130,9 @@ class TileLoader:
         _check(size=size, num_threads=num_threads, prefetch=prefetch, std=std, device=device)
         if mask_sampling not in ("bilinear", "nearest"):
             raise ValueError(f'`mask_sampling` must be "bilinear" or "nearest"; got {mask_sampling!r}')
+        if tile_cache < 0:
+            raise ValueError(f"`tile_cache` must be 0 bytes or more; got {tile_cache}")
+        decoded_tiles.most_bytes = tile_cache
         self._stream = tiles if isinstance(tiles, TileStream) else None
         self._tiles: Sequence[Tile] = () if isinstance(tiles, TileStream) else tuple(tiles)
         self._sampler = Sampler(
@@ -152,8 +158,9 @@ class TileLoader:
         self._length = self._whole = self._sampler.num_batches(self._tiles)
         self._quarantine = Quarantine(max_damaged, len(self._tiles))
         augmentation = augmentation or Augmentation.none()
+        self._pictures = pictures or EncodedImages(decode_png=device == "cpu")
         self._prefetcher = Prefetcher(
-            pictures or EncodedImages(decode_png=device == "cpu"),
+            self._pictures,
             self._columns,
             augmentation,
             seed=seed,
@@ -186,6 +193,12 @@ class TileLoader:
         return self._length
 
     @property
+    def tile_use(self) -> TileUse:
+        """Tiles of slides, much larger than the regions read from them, that were reused and decoded in this process.
+        With `open_slides` or `per_slide` the regions of such a tile follow each other."""
+        return decoded_tiles.use
+
+    @property
     def ends_with_one(self) -> bool:
         """Whether the last batch of an epoch has a single sample."""
         return self._sampler.ends_with_one(self._tiles)
@@ -197,7 +210,8 @@ class TileLoader:
             self._set_position(self._epoch + 1)
         self._resumed = False
         table = self._read_epoch()
-        first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch, self._samples)
+        pieces = self._pictures.pieces_of(self._tiles) if self._sampler.by_slide else None
+        first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch, self._samples, pieces)
         self._pipeline.start(self._epoch, self._tiles, plans)
         for number in range(len(plans)):
             self._check_current(iteration)

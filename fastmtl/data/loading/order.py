@@ -53,9 +53,11 @@ def slide_runs(
     epoch: int,
     per_slide: int,
     power: float = 1.0,
+    pieces: Sequence[Hashable | None] | None = None,
 ) -> list[NDArray[np.int64]]:
     """For each slide, in a new order each epoch, its tiles: all, or `per_slide` of them if that is not 0. With `labels`
-    they are drawn as by `drawn_by_class` from each slide."""
+    they are drawn as by `drawn_by_class` from each slide. A slide's tiles that are equal in `pieces` follow each
+    other; None is equal to nothing."""
     tiles = members(slides)
     runs = []
     for slide in _permutation(len(tiles), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 2, epoch])).tolist():
@@ -63,10 +65,21 @@ def slide_runs(
         number = min(len(here), per_slide or len(here))
         bits = np.random.Philox(key=[seed, _STREAM], counter=[0, slide, 3, epoch])
         if labels is None:
-            runs.append(here[_permutation(len(here), bits)[:number]])
+            run = here[_permutation(len(here), bits)[:number]]
         else:
-            runs.append(here[drawn_by_class([labels[tile] for tile in here.tolist()], number, bits, power)])
+            run = here[drawn_by_class([labels[tile] for tile in here.tolist()], number, bits, power)]
+        runs.append(run if pieces is None else _together(run, pieces))
     return runs
+
+
+def _together(run: NDArray[np.int64], pieces: Sequence[Hashable | None]) -> NDArray[np.int64]:
+    """The tiles of `run`, those of a piece moved to the piece's first one."""
+    firsts: dict[Hashable, int] = {}
+    places = []
+    for place, tile in enumerate(run.tolist()):
+        piece = pieces[tile]
+        places.append(place if piece is None else firsts.setdefault(piece, place))
+    return run[np.argsort(np.array(places), kind="stable")]
 
 
 def interleaved(runs: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, open_slides: int) -> NDArray[np.int64]:

@@ -208,7 +208,7 @@ class Prefetcher:
         mosaics = [list(column) for column in zip(*(pictures for _, pictures in read), strict=True)]
         mosaics = mosaics or [[] for _ in range(1 + len(self._columns.maps))]
         encoded, is_grey, numbers = [], [], []
-        known: dict[tuple[bool, bytes | int], int] = {}
+        known: dict[tuple[bool, object], int] = {}
         for column, row in enumerate(mosaics):
             grey = column > 0 and self._columns.maps[column - 1].is_grey
             numbers.append([])
@@ -218,8 +218,7 @@ class Prefetcher:
                     if part.data is None:
                         places.append(-1)
                         continue
-                    # Neighbouring regions share tiles of a slide; finding that costs a hundredth of decoding one.
-                    same = (grey, part.data.tobytes()) if mosaic and mosaic.size else (grey, len(encoded))
+                    same = grey, part.stored or len(encoded)  # neighbouring regions share tiles of a slide
                     places.append(known.setdefault(same, len(encoded)))
                     if places[-1] == len(encoded):
                         encoded.append(part.data)

@@ -6,7 +6,7 @@ part. Another number of ranks with the same R B therefore takes the same batches
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,12 +116,15 @@ class Sampler:
     def _drops_single(self) -> bool:
         return self.drop_single and self.batch_size > 1
 
-    def plans(self, tiles: Sequence[Tile], epoch: int, start: int = 0) -> list[Plan]:
-        """This rank's parts of the batches of `epoch` that follow the first `start` samples of all ranks."""
+    def plans(
+        self, tiles: Sequence[Tile], epoch: int, start: int = 0, pieces: Sequence[Hashable | None] | None = None
+    ) -> list[Plan]:
+        """This rank's parts of the batches of `epoch` that follow the first `start` samples of all ranks; when drawn by
+        slide, tiles that are equal in `pieces` follow each other."""
         if self.pairs:
             samples, sizes = self._paired(tiles, epoch)
         else:
-            samples = self._samples(tiles, epoch)
+            samples = self._samples(tiles, epoch, pieces)
             ends = [len(samples)]
             if self.sets is not None and not self.shuffle:  # the tiles of a set are together
                 ends = [*(np.flatnonzero(np.diff(self.sets.numbers(tiles))) + 1).tolist(), *ends]
@@ -158,7 +161,9 @@ class Sampler:
             return rows[by_slide].reshape(ranks, each)[self.rank]
         return rows.reshape(each, ranks, unit)[:, self.rank].reshape(-1)
 
-    def _samples(self, tiles: Sequence[Tile], epoch: int) -> NDArray[np.int64]:
+    def _samples(
+        self, tiles: Sequence[Tile], epoch: int, pieces: Sequence[Hashable | None] | None
+    ) -> NDArray[np.int64]:
         """The tiles of all ranks in order."""
         if self.by_slide:
             labels = self._labels(tiles) if self.balanced else None
@@ -169,6 +174,7 @@ class Sampler:
                 epoch=epoch,
                 per_slide=self.per_slide,
                 power=self.balance_power,
+                pieces=pieces,
             )
             return order.interleaved(runs, seed=self.seed, epoch=epoch, open_slides=self.open_slides or len(runs))
         if self.balanced:

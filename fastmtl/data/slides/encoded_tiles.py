@@ -14,7 +14,7 @@ from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from . import jpeg
 from .codecs import Pixels, dali_decodes, decode, joined
-from .decoded_tiles import DecodedTiles
+from .decoded_tiles import decoded_tiles
 from .empty_tiles import empty_in, finer_box, holds
 from .errors import DamagedPieceError, SlideError
 from .open_files import OpenFile, open_files
@@ -22,9 +22,9 @@ from .orientation import Box, shown_box, stored_box, upright
 from .raster import Encoding, Layout, Raster
 from .remote.backoff import RemoteFileChanged
 from .remote.files import RemoteFile
+from .tile_grid import TileGrid
 from .wanted_tiles import Wanted, runs_of, stacks, tiles_in
 
-_LARGE_PIXELS = 2**22  # larger tiles are cached decoded
 _CHANGED = "changed since it was opened; open it again"
 
 
@@ -39,6 +39,7 @@ class EncodedTile:
         height: likewise from the top.
         data: uint8 [n], an encoded image that DALI decodes; None where `pixels` are given.
         pixels: uint8 [height, width, C], where no decoder of DALI is reliable; RGB for slides.
+        stored: which tile of which image of a slide the data are; equal for the same data.
     """
 
     x: int = 0
@@ -47,6 +48,7 @@ class EncodedTile:
     height: int = 0
     data: NDArray[np.uint8] | None = None
     pixels: Pixels | None = None
+    stored: tuple[Raster, int] | None = None
 
 
 class _Head(NamedTuple):
@@ -57,9 +59,6 @@ class _Head(NamedTuple):
 
 
 _NO_HEAD = _Head(jpeg.SOI, False)  # a JPEG file has its own
-
-
-_kept = DecodedTiles()
 
 
 class EncodedTileReader:
@@ -92,15 +91,21 @@ class EncodedTileReader:
         window = _in_image(raster, window)
         shown, code = raster.shown_size, raster.encoding.orientation
         drawn = [_decoded_tile(*part) for part in self._drawn(raster, window)]
-        wanted = list(tiles_in(raster, stored_box(window, shown, code)))
-        if dali_decodes(raster.encoding) and not _is_large(raster):
+        box = stored_box(window, shown, code)
+        wanted = list(tiles_in(raster, box))
+        if dali_decodes(raster.encoding) and not TileGrid.of(raster).keeps(box[2:]):
             return drawn + [
                 EncodedTile(
-                    x - window[0], y - window[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start)
+                    x - window[0],
+                    y - window[1],
+                    width,
+                    height,
+                    data=np.frombuffer(buffer, np.uint8, offset=start),
+                    stored=(raster, tile),
                 )
-                for (_, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
+                for (tile, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
             ]
-        decoded = self._decoded(raster, wanted)
+        decoded = self._pixels(raster, wanted, box[2:])
         return drawn + [_decoded_tile(*self._cut(raster, item, pixels, window)) for item, pixels in decoded]
 
     def read(self, raster: Raster, window: Box) -> Pixels:
@@ -113,8 +118,8 @@ class EncodedTileReader:
         if raster.planes:
             return image
         window = _in_image(raster, window)
-        wanted = list(tiles_in(raster, stored_box(window, raster.shown_size, raster.encoding.orientation)))
-        for item, pixels in self._decoded(raster, wanted):
+        box = stored_box(window, raster.shown_size, raster.encoding.orientation)
+        for item, pixels in self._pixels(raster, list(tiles_in(raster, box)), box[2:]):
             x, y, part = self._cut(raster, item, pixels, window)
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
         return image
@@ -161,18 +166,20 @@ class EncodedTileReader:
         right, bottom = min(window[0] + window[2] - x, width), min(window[1] + window[3] - y, height)
         return x + left - window[0], y + top - window[1], turned[top:bottom, left:right]
 
+    def _pixels(self, raster: Raster, wanted: list[Wanted], size: tuple[int, int]) -> Iterator[tuple[Wanted, Pixels]]:
+        """The wanted tiles, decoded for a region of (width, height) as stored."""
+        if not TileGrid.of(raster).keeps(size):
+            return self._decoded(raster, wanted)
+        self._open()  # a changed file is not read from the cache either
+        return decoded_tiles.read(raster, wanted, lambda missing: self._decoded(raster, missing))
+
     def _decoded(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, Pixels]]:
-        kept = [(item, _kept.get((raster, item.tile))) for item in wanted] if _is_large(raster) else []
-        yield from ((item, pixels) for item, pixels in kept if pixels is not None)
-        wanted = [item for item, pixels in kept if pixels is None] if kept else wanted
         for item, buffer, start in self._streams(raster, wanted):
             try:
                 rows = -(-item.box[3] // raster.tile_height) * raster.tile_height  # of several, in a stack
                 pixels = decode(memoryview(buffer)[start:], raster.encoding, item.box[2:], (raster.tile_width, rows))
             except ValueError as error:
                 raise self._damaged(raster, item, str(error)) from error
-            if _is_large(raster):
-                _kept.put((raster, item.tile), pixels)
             yield item, pixels
 
     def _streams(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, bytearray, int]]:
@@ -276,7 +283,3 @@ def _in_image(raster: Raster, window: Box) -> Box:
     """A rectangle of the level, as seen from the image's corner."""
     place = raster.placement
     return window if place is None else (window[0] - place.left, window[1] - place.top, *window[2:])
-
-
-def _is_large(raster: Raster) -> bool:
-    return raster.tile_width * raster.tile_height > _LARGE_PIXELS

@@ -25,6 +25,7 @@ from .remote.path import slide_path
 from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
 from .thumbnail import find_tissue, thumbnail
+from .tile_grid import TileGrid
 from .tissue_mask import TissueMask
 
 _OTHER_MPP = 0.1  # smaller relative differences between a given mpp and the file's own are not reported
@@ -175,6 +176,12 @@ class Slide:
         rows = (box[1] / scale - top + grid * (box[3] - 1)) // raster.tile_height
         at = np.clip(rows, 0, raster.rows - 1)[:, None] * raster.columns + np.clip(columns, 0, raster.columns - 1)
         return raster.counts[at.astype(np.int64)].max((0, 1))
+
+    def tile_grid(self, level: int = 0) -> TileGrid | None:
+        """How a level is cut into tiles; None if OpenSlide reads the slide."""
+        if self._foreign:
+            return None
+        return TileGrid.of(self._layout.rasters[self._level(level)], self.levels[level].downsample)
 
     @cached_property
     def associated_names(self) -> tuple[str, ...]:
