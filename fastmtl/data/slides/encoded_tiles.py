@@ -190,6 +190,7 @@ class EncodedTileReader:
             return
         head = self._head(raster.encoding) if codec == "jpeg" else _NO_HEAD
         room, scale = len(head.prefix) - len(jpeg.SOI), raster.encoding.scale
+        most = raster.tile_width * scale, raster.tile_height * scale
         for item, buffer in self._buffers(raster, wanted, room):
             start = room
             try:
@@ -197,9 +198,10 @@ class EncodedTileReader:
                     start = jpeg.splice(buffer, room, head.prefix)
                 if codec.endswith("jpeg"):
                     header = jpeg.read_header(buffer, start + len(head.prefix))
-                    header = header._replace(zeros_are_data=header.zeros_are_data or head.zeros_are_data)
-                    least, most = item.box[2:], (raster.tile_width, raster.tile_height)
-                    jpeg.check_tile(buffer, header, *((w * scale, h * scale) for w, h in (least, most)))
+                    if head.zeros_are_data:
+                        header = header._replace(zeros_are_data=True)
+                    least = item.box[2] * scale, item.box[3] * scale
+                    jpeg.check_tile(buffer, header, least, most)
                 elif codec == "plain png" and buffer.rfind(b"IEND") < 0:
                     raise ValueError("the PNG has no end: truncated")
             except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ HOLE = bytes(64)
 """A run of zero bytes that no intact scan contains, because of byte stuffing and Huffman coding."""
 _DAMAGED = "the JPEG's header is damaged"
 _TAIL = 4096  # writers may pad after the end marker
+_START_OF_SCAN = bytes([0xFF, _SOS])
+_MOST_KEPT = 1024  # bytes of a header that is remembered
 _MAX_SCANS = 50  # progressive files have about ten; a scan of few bytes takes as long to decode as the whole picture
 
 # Adobe's marker: version 100, no flags, then the transform: 0 is RGB, 1 is YCbCr.
@@ -132,6 +135,22 @@ def read_header(stream: bytes | bytearray, start: int) -> Header:
     Raises:
         ValueError: it is missing, damaged or of a kind that decoders do not support.
     """
+    scan = stream.find(_START_OF_SCAN, start)
+    end = scan + 2 + int.from_bytes(stream[scan + 2 : scan + 4], "big")
+    if 0 <= scan < end <= min(len(stream), start + _MOST_KEPT):
+        # What looks like the start of a scan may be inside another segment, which then has no end.
+        with suppress(ValueError):
+            width, height, components, scan, zeros_are_data = _known_header(bytes(stream[start:end]))
+            return Header(width, height, components, start + scan, zeros_are_data)
+    return _read_header(stream, start)
+
+
+@lru_cache(1024)  # the tiles of a slide have few different headers
+def _known_header(stream: bytes) -> Header:
+    return _read_header(stream, 0)
+
+
+def _read_header(stream: bytes | bytearray, start: int) -> Header:
     frame, zeros_are_data = None, False
     for marker, at, end in _segments(stream, start):
         if marker == _SOS:
@@ -185,7 +204,7 @@ def check_num_scans(stream: bytes | bytearray, start: int = 0, streams: int = 1)
     if not start:
         with suppress(ValueError):
             start = next((at for marker, at, _ in _segments(stream, len(SOI)) if marker == _SOS), 0)
-    if stream.count(bytes([0xFF, _SOS]), start) > _MAX_SCANS * streams:  # elsewhere a byte 255 is followed by 0
+    if stream.count(_START_OF_SCAN, start) > _MAX_SCANS * streams:  # elsewhere a byte 255 is followed by 0
         raise ValueError(f"the JPEG has more than {_MAX_SCANS} scans, which no camera writes")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from operator import index as as_int
 from pathlib import Path
@@ -223,7 +222,7 @@ class Slide:
         level = self._level(region.level)
         if width < 1 or height < 1:
             raise ValueError(f"`width` and `height` must be at least 1 pixel; got {width}x{height}")
-        return replace(region, x=x, y=y, width=width, height=height, level=level)
+        return Region(region.slide, x, y, width, height, level)
 
     def _level(self, level: int) -> int:
         if not 0 <= as_int(level) < len(self.levels):
