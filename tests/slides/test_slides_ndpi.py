@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 from helpers.ndpi_slides import starts_of, write_ndpi
+from helpers.slide_checks import (
+    batches_equal_regions,
+    describes_as_openslide,
+    is_left_to_openslide,
+    regions_equal_openslide,
+)
 from helpers.slides import halved, tissue_like
-from helpers.tiles import raw_loader
 
 from fastmtl import data
-from fastmtl.data.slides import index, jpeg, scan, wanted_tiles
+from fastmtl.data.slides import index, jpeg, wanted_tiles
 
 openslide = pytest.importorskip("openslide")
 PIXELS, MACRO = tissue_like(512, 384), tissue_like(100, 80, seed=2)
@@ -27,21 +32,9 @@ def write(folder, name="a.ndpi", levels=LEVELS, **options):
 def equals_openslide(path, rng):
     with data.open_slide(path) as slide, openslide.OpenSlide(path) as other:
         assert (slide.vendor, slide.mpp, slide.magnification) == ("hamamatsu", 0.5, 20)
-        assert float(other.properties["openslide.mpp-x"]) == 0.5
-        assert [(one.width, one.height) for one in slide.levels] == list(other.level_dimensions)
-        assert [one.downsample for one in slide.levels] == pytest.approx(other.level_downsamples)
-        assert slide.associated_names == tuple(other.associated_images) == ("macro",)
-        np.testing.assert_array_equal(slide.associated("macro"), np.asarray(other.associated_images["macro"])[..., :3])
-        for number, level in enumerate(slide.levels):
-            for _ in range(8):
-                x, y = (int(at) for at in rng.integers(-20, (level.width, level.height)))
-                width, height = (int(side) for side in rng.integers(1, 300, 2))
-                place = round(x * level.downsample), round(y * level.downsample)
-                expected = np.asarray(other.read_region(place, number, (width, height)))
-                found = slide.read_region(*place, width, height, number)
-                inside = expected[..., 3] > 0
-                assert (found[~inside] == 240).all()
-                np.testing.assert_array_equal(found[inside], expected[inside][:, :3])
+        assert slide.associated_names == ("macro",)
+        describes_as_openslide(slide, other)
+        assert regions_equal_openslide(slide, other, rng, 8, 300) > 100_000
 
 
 @pytest.mark.parametrize("subsampling", [0, 1])
@@ -88,18 +81,7 @@ def test_batches_are_what_read_region_gives(tmp_path, level):
     path = write(tmp_path)
     with data.open_slide(path) as slide:
         regions = data.grid(slide, 48, level=level, overlap=5)[:20]
-        tiles = [data.Tile(f"{number:03d}", region, None, 0, "P") for number, region in enumerate(regions)]
-        loader = raw_loader(
-            tiles, targets={"classification": "label"}, size=48, augmentation=data.Augmentation.none(), shuffle=False
-        )
-        seen = 0
-        for batch in loader:
-            for name, image in zip(batch.ids, batch.images, strict=True):
-                region = regions[int(name)]
-                expected = slide.read_region(region.x, region.y, region.width, region.height, region.level)
-                assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() <= 2
-                seen += 1
-        assert seen == len(regions) > 0
+        batches_equal_regions(slide, regions)
 
 
 def test_everything_survives_storing(tmp_path):
@@ -166,16 +148,7 @@ def test_a_truncated_slide_says_so(tmp_path):
     ],
 )
 def test_what_is_left_to_openslide(tmp_path, options, reason):
-    path = write(tmp_path, **options)
-    with pytest.raises(scan.NotHereError, match=reason):
-        scan.scan_tiff(path, scan.MAX_PIXELS)
-    try:
-        openslide.OpenSlide(path).close()
-    except openslide.OpenSlideError:
-        with pytest.raises(data.SlideError, match="OpenSlide cannot open it"):
-            data.open_slide(path)
-    else:
-        assert data.index_slide(path).layout.reader == "openslide"
+    is_left_to_openslide(write(tmp_path, **options), reason)
 
 
 def test_parts_of_a_jpeg_without_a_frame_are_refused():
