@@ -5,7 +5,7 @@ Shape suffixes: B samples, K tasks, H and W pixels, M metadata values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -113,6 +113,24 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class MixingLoader(Loader, Protocol):
+    """A loader of several data sets, each with a share of the samples."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a full batch of all ranks."""
+        ...
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each set in the current epoch, with sum 1."""
+        ...
+
+    def set_shares(self, shares: Sequence[float]) -> None:
+        """Draw the sets by these shares from the current epoch on, which must not have begun."""
+        ...
 
 
 class Model(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ..utils.suggestions import folded, nearest
 from .parsing import ConfigError, typed
@@ -20,6 +21,10 @@ _ALONE = ("generator", "open_slides", "per_slide", "patches_per_slide")
 """Keys of [data] that sets cannot be combined with."""
 
 
+_WITH_SETS = ("sets_temperature", "sets_batches", "sets_zeta", "sets_floor", "sets_probe_every")
+"""Keys of [data] that need sets."""
+
+
 def data_of(data: DataConfig, one: SetConfig) -> DataConfig:
     """The [data] table that one set is read with.
 
@@ -31,7 +36,8 @@ def data_of(data: DataConfig, one: SetConfig) -> DataConfig:
         if key not in _OPTIONS:
             raise ConfigError(f"unknown key '{where}.{key}'; {nearest(key, _OPTIONS)}")
     own = typed(type(data), one.options, where)
-    return replace(data, sets=[], sets_temperature=1.0, **{key: getattr(own, key) for key in one.options})
+    none: dict[str, Any] = {key: getattr(DataConfig(), key) for key in _WITH_SETS}
+    return replace(data, sets=[], **none, **{key: getattr(own, key) for key in one.options})
 
 
 def check_sets(recipe: Recipe, check_data: Callable[[DataConfig], None]) -> None:
@@ -40,8 +46,8 @@ def check_sets(recipe: Recipe, check_data: Callable[[DataConfig], None]) -> None
     if not 0 < data.sets_temperature < float("inf"):
         raise ConfigError(f"data.sets_temperature must be finite and above 0; got {data.sets_temperature!r}.")
     if not data.sets:
-        for key, default in (("sets_temperature", 1.0), ("sets_batches", "one")):
-            if getattr(data, key) != default:
+        for key in _WITH_SETS:
+            if getattr(data, key) != getattr(DataConfig(), key):
                 raise ConfigError(f"data.{key} needs [[data.sets]]; got {getattr(data, key)!r} without any.")
         return
     for key in _ALONE:
@@ -61,6 +67,7 @@ def check_sets(recipe: Recipe, check_data: Callable[[DataConfig], None]) -> None
         except ConfigError as error:
             raise ConfigError(f"data.sets.{one.name}: {error}") from None
     _check_weights(data)
+    _check_zeta(recipe)
     for task in recipe.tasks:
         if not any(task in one.tasks for one in data.sets):
             raise ConfigError(
@@ -97,6 +104,27 @@ def _check_weights(data: DataConfig) -> None:
             f"data.sets_temperature ({data.sets_temperature:g}) draws sets by their size, and data.sets have weights; "
             "remove one of the two."
         )
+
+
+def _check_zeta(recipe: Recipe) -> None:
+    data = recipe.data
+    if not 0 < data.sets_floor <= 1:
+        raise ConfigError(f"data.sets_floor must be above 0 and at most 1; got {data.sets_floor!r}.")
+    if data.sets_probe_every < 1:
+        raise ConfigError(f"data.sets_probe_every must be 1 or more; got {data.sets_probe_every}.")
+    if not data.sets_zeta:
+        return
+    if len(data.sets_zeta) != 2 or not all(0 <= zeta < float("inf") for zeta in data.sets_zeta):
+        raise ConfigError(
+            f"data.sets_zeta must be two finite numbers, not negative: zeta1 and zeta2; got {data.sets_zeta!r}."
+        )
+    if len(data.sets) < 2 or data.batch_size < 2:
+        raise ConfigError(
+            "data.sets_zeta needs two sets and a data.batch_size of 2 or more, because gradients of two halves of a "
+            f"batch are compared; got {len(data.sets)} and {data.batch_size}."
+        )
+    if recipe.distributed.strategy == "fsdp2":
+        raise ConfigError('data.sets_zeta needs distributed.strategy = "ddp"; got "fsdp2".')
 
 
 def _check_stages(recipe: Recipe) -> None:

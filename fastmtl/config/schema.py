@@ -120,6 +120,13 @@ class DataConfig:
     """Sets of n training tiles are drawn in proportion to n^(1 / sets_temperature). 1: all tiles equally often."""
     sets_batches: Literal["one", "mixed"] = "one"
     """A step's batch is of one set, and only the tasks of this set are computed; or of all sets."""
+    sets_zeta: list[float] = field(default_factory=list[float])
+    """Zeta1 and zeta2 of PiKE: after each epoch the sets' shares follow the size and the noise of their gradients.
+    Empty: constant shares."""
+    sets_floor: float = 0.1
+    """With sets_zeta: the least share of a set, relative to equal shares."""
+    sets_probe_every: int = 10
+    """With sets_zeta: gradients are measured on every n-th batch of a set, from the first of each epoch on."""
     num_threads: int = 2
     """Threads that decode and augment."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"

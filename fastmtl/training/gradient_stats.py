@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,15 +42,15 @@ def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradSca
     if scale is not None:
         factor = scale.scale(factor)
     with still_buffers():
-        rows = [_row(loss * factor, inputs) for loss in losses.values()]
+        rows = [gradient_row(loss * factor, inputs) for loss in losses.values()]
     with torch.no_grad():
         G = ops.gram(torch.stack(rows)) / factor.double() ** 2
         norms, cosines = norms_and_cosines(G)
         return {"norms": norms, "cosines": cosines}
 
 
-def _row(loss: Tensor, inputs: list[Tensor]) -> Tensor:
-    """[P] float32 or float64."""
+def gradient_row(loss: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """The gradient of a scalar with respect to `inputs`, [P] float32 or float64; keeps the graph and every `.grad`."""
     gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
     flat = [
         torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()

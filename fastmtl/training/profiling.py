@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from ..protocols import Batch, Loader
+from ..protocols import Batch, Loader, MixingLoader
 from ..utils.phases import not_timed
 
 _WAIT, _WARMUP, _ACTIVE = 3, 2, 4  # steps that are not profiled, warm the profiler up, are recorded
@@ -47,6 +47,17 @@ class ProfiledLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loader.load_state_dict(state)
+
+    @property
+    def global_batch(self) -> int:
+        return cast(MixingLoader, self._loader).global_batch
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return cast(MixingLoader, self._loader).shares
+
+    def set_shares(self, shares: Sequence[float]) -> None:
+        cast(MixingLoader, self._loader).set_shares(shares)
 
     def __enter__(self) -> Self:
         return self

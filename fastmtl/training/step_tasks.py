@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Parameter
 
 from ..balance.set_balancers import SetBalancers
 from ..distributed import World
-from ..protocols import Balancer, Batch, Task
+from ..protocols import Balancer, Batch, Model, Task
 
 
 class StepTasks:
     """The part of `Trainer` that knows the tasks of a step; `Trainer.__init__` sets the attributes."""
 
+    model: nn.Module
     tasks: list[Task]
     balancer: Balancer
     device: torch.device
@@ -33,6 +35,15 @@ class StepTasks:
         if isinstance(self.balancer, SetBalancers):
             return self.balancer.of(task.name for task in self.tasks_of(batch))
         return self.balancer
+
+    def shared(self) -> list[Parameter]:
+        """The parameters that the tasks share."""
+        return list(cast(Model, self.model).shared_parameters())
+
+    def plain_loss(self, batch: Batch) -> Tensor:
+        """The sum of the losses of this rank's samples, in full precision and not compiled."""
+        outputs = cast(Model, self.model)(batch)
+        return torch.stack([task.loss(outputs[task.name], batch) for task in self.tasks_of(batch)]).sum()
 
     def labels_of(self, batch: Batch) -> Tensor:
         """bool [B, k], of the batch's tasks."""

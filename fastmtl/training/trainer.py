@@ -21,7 +21,7 @@ from ..balance.replay import Replay
 from ..balance.set_balancers import SetBalancers
 from ..config import TrainingConfig
 from ..distributed import World
-from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
+from ..protocols import Balancer, Batch, Loader, MixingLoader, Observer, Task, Update
 from ..utils.deprecation import adopt
 from ..utils.phases import phase
 from .checkpoint_store import CheckpointStore
@@ -31,6 +31,7 @@ from .gradient_stats import watch, watches
 from .loss_spikes import LossSpikes
 from .lr_schedule import rate_of
 from .norm_statistics import NormStatistics
+from .set_shares import SetShares
 from .sharding import is_sharded, why_not
 from .skipped_steps import GoBack, SkippedSteps
 from .step_clock import StepClock
@@ -56,6 +57,7 @@ class Trainer(StepTasks, TrainerSaving):
         observers: called at log steps and after epochs.
         world: the ranks that train this model, each on its part of the data; one process if None. All ranks create the
             same trainer and call the same methods; only rank 0 uses folder and observers.
+        shares: moves the shares of data sets between epochs; the training loader must be a `MixingLoader`.
         disk: shared with the observers that write files; a new one of `config.on_disk_error` if None.
     """
 
@@ -76,6 +78,7 @@ class Trainer(StepTasks, TrainerSaving):
         nonfinite: Path | None = None,
         observers: Sequence[Observer] = (),
         world: World | None = None,
+        shares: SetShares | None = None,
         disk: DiskPolicy | None = None,
     ):
         for task in tasks:
@@ -85,7 +88,7 @@ class Trainer(StepTasks, TrainerSaving):
         self.config, self.scheduler, self.observers = config, scheduler, list(observers)
         disk = disk or DiskPolicy(config.on_disk_error)
         self.store = None if folder is None else CheckpointStore(folder, config.keep_checkpoints, disk)
-        self.average, self.stage = average, stage
+        self.average, self.stage, self.shares = average, stage, shares
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
         self._sharded = is_sharded(model)
@@ -139,7 +142,7 @@ class Trainer(StepTasks, TrainerSaving):
                         self._restore(str(why), train)
                         continue
                     weights = self._constant_weights()  # of this epoch: closing it may change them
-                    record = self._close_epoch(num_batches) | clock.so_far() | {"seconds": clock.seconds}
+                    record = self._close_epoch(train, num_batches) | clock.so_far() | {"seconds": clock.seconds}
                     self.pending = {"record": record, "weights": weights}
                     if validation is not None:
                         self.save(train)
@@ -160,7 +163,10 @@ class Trainer(StepTasks, TrainerSaving):
             if self.skipped.passes_over(self.step_count + 1):
                 self._pass_over()
             else:
-                losses, done = self.step(batch.to(self.device, non_blocking=True))
+                batch = batch.to(self.device, non_blocking=True)
+                if self.shares is not None:
+                    self.shares.look(batch, self.model, self.shared(), self.plain_loss)
+                losses, done = self.step(batch)
                 log = self.step_count % self.config.log_every == 0 or number == len(train)
                 if log or self.skipped.full:
                     self.skipped.judge(self.epoch, len(train))
@@ -181,7 +187,7 @@ class Trainer(StepTasks, TrainerSaving):
             with phase("communication"):
                 losses, spikes = self.spikes.screen(self.with_others(found))
                 losses = {name: losses[name] for name in found}
-        shared, active = list(cast(Model, self.model).shared_parameters()), self.labels_of(batch).any(0)
+        shared, active = self.shared(), self.labels_of(batch).any(0)
         due = watches(self.config, self.step_count + 1, balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
         with phase("balance"):
@@ -264,13 +270,16 @@ class Trainer(StepTasks, TrainerSaving):
         counted = losses.keys() & set(self.config.monitor_tasks) or losses.keys()  # all, of a stage without any of them
         return [weight * (name in counted) for name, weight in zip(losses, weights, strict=True)]
 
-    def _close_epoch(self, num_batches: int) -> dict[str, Any]:
+    def _close_epoch(self, train: Loader, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""
         skipped = self.skipped.in_epoch
         losses = self.mean_losses(num_batches - skipped)  # waits for the device, so that the measured time is complete
         self.skipped.close_epoch()
         self.epoch += 1
         self.balancer.on_epoch()
+        sets = {}
+        if self.shares is not None:
+            sets = {"sets": self.shares.close_epoch(cast(MixingLoader, train), self.world)}
         if self.average is not None:
             self.average.on_epoch(self.epoch - self.first_epoch - 1)
         return ({"stage": self.stage} if self.stage else {}) | {
@@ -279,6 +288,7 @@ class Trainer(StepTasks, TrainerSaving):
             "loss": losses,
             "skipped": skipped,
             "lr": rate_of(self.optimizer),
+            **sets,
         }
 
     def _look(

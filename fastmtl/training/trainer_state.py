@@ -19,6 +19,7 @@ from ..utils.words import counted
 from . import checkpoint
 from .errors import CheckpointError
 from .loss_spikes import LossSpikes
+from .set_shares import SetShares
 from .sharding import gathered
 from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
@@ -50,6 +51,7 @@ class TrainerState:
     counts: Tensor | None
     skipped: SkippedSteps
     spikes: LossSpikes | None
+    shares: SetShares | None
     _sharded: bool  # by FSDP2
     notes: tuple[str, ...] = ()
     """What `resume` found to be different from the uninterrupted training."""
@@ -81,18 +83,23 @@ class TrainerState:
 
     def _progress(self) -> StateDict:
         counts = {} if self.counts is None else {"counts": self.counts}
-        return counts | {
-            "stage": self.stage,
-            "first_epoch": self.first_epoch,
-            "epoch": self.epoch,
-            "step": self.step_count,
-            "best_score": self.best_score,
-            "bad_epochs": self.bad_epochs,
-            "pending": self.pending,
-            "sums": self.world.gather(self.sums),
-            "skipped": self.skipped.state_dict(),
-            "spikes": {} if self.spikes is None else self.spikes.state_dict(),
-        }
+        shares = {} if self.shares is None else {"shares": self.shares.state_dict(self.world)}
+        return (
+            counts
+            | shares
+            | {
+                "stage": self.stage,
+                "first_epoch": self.first_epoch,
+                "epoch": self.epoch,
+                "step": self.step_count,
+                "best_score": self.best_score,
+                "bad_epochs": self.bad_epochs,
+                "pending": self.pending,
+                "sums": self.world.gather(self.sums),
+                "skipped": self.skipped.state_dict(),
+                "spikes": {} if self.spikes is None else self.spikes.state_dict(),
+            }
+        )
 
     def resume(self, directory: Path, loader: Loader, state: StateDict | None = None) -> None:
         """Continue from a checkpoint with the same model, tasks, balancer and data, on any number of ranks.
@@ -143,7 +150,8 @@ class TrainerState:
             progress, rank, ranks = state["progress"], self.world.rank, len(state["rng"])
             same = ranks == self.world.size
             sums = progress["sums"][rank] if same else progress["sums"].mean(0)  # the mean over ranks is what counts
-            refuse(mismatch(self._progress() | {"sums": self.sums}, progress | {"sums": sums}))
+            unchecked = {"sums": sums, "shares": progress.get("shares")}
+            refuse(mismatch(self._progress() | unchecked | {"sums": self.sums}, progress | unchecked))
             refuse(_progress_problem(progress))
             counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
             self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
@@ -152,6 +160,8 @@ class TrainerState:
             self.sums.copy_(sums)
             if self.counts is not None:
                 self.counts.copy_(progress["counts"])
+            if self.shares is not None:
+                self.shares.load_state_dict(progress["shares"], self.world)
             self.skipped.load_state_dict(progress.get("skipped", {}))
             if self.spikes is not None:
                 self.spikes.load_state_dict(progress.get("spikes", {}))

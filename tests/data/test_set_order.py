@@ -1,6 +1,7 @@
 """Batches from data sets side by side: their shares, their passes, the parts of the ranks, and positions."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -183,3 +184,58 @@ def test_sets_are_refused_with_other_orders_and_without_numbers(tmp_path):
             _loader(tmp_path, **option)
     with pytest.raises(ValueError, match=r"number of its set as label of each tile; lung/\S+ has 1"):
         _loader(tmp_path, sets=TileSets(("colon",), (("gland",),), (1.0,)))
+
+
+def test_a_set_continues_its_passes_when_shares_change(tmp_path):
+    """Each set's order is that of constant shares; only how much of it an epoch has changes."""
+    with _loader(tmp_path) as loader, _loader(tmp_path) as moved:
+        wanted, found = {"colon": [], "lung": []}, {"colon": [], "lung": []}
+        for epoch in range(6):
+            for batch in loader:
+                wanted[batch.set] += batch.ids
+            if epoch:
+                moved.set_shares((0.75, 0.25) if epoch % 2 else (0.25, 0.75))
+            assert len(moved) == 4
+            for batch in moved:
+                found[batch.set] += batch.ids
+    assert len(found["colon"]) != len(wanted["colon"])
+    for name, ids in found.items():
+        both = min(len(ids), len(wanted[name]))
+        assert ids[:both] == wanted[name][:both]
+
+
+def test_a_position_with_changed_shares_continues_in_the_middle_of_an_epoch(tmp_path):
+    with _loader(tmp_path) as loader:
+        list(loader)
+        loader.set_shares((0.3, 0.7))
+        list(loader)
+        loader.set_shares((0.6, 0.4))
+        before, first = loader.state_dict(), next(iter(loader)).ids
+        state = loader.state_dict()
+        rest = [[batch.ids for batch in loader] for _ in range(2)]
+    assert state["sets"]["shares"] == [0.5, 0.5]  # what the position belongs to
+    with _loader(tmp_path) as again:
+        again.load_state_dict(json.loads(json.dumps(state)))
+        assert again.shares == (0.6, 0.4)
+        assert [[batch.ids for batch in again] for _ in range(2)] == rest
+        again.load_state_dict(before)
+        assert next(iter(again)).ids == first
+        with _loader(tmp_path) as new:
+            again.load_state_dict(new.state_dict())  # back to the first epoch
+        assert again.shares == (0.5, 0.5)
+
+
+def test_shares_are_refused_within_an_epoch_and_if_they_are_none(tmp_path):
+    with _loader(tmp_path) as loader:
+        for shares in ((1.0, 0.0), (1.0,), (0.5, float("nan"))):
+            with pytest.raises(ValueError, match="`shares` must be 2 numbers above 0 with sum 1; got"):
+                loader.set_shares(shares)
+        list(loader)
+        loader.set_shares((0.25, 0.75))
+        with pytest.raises(ValueError, match="`epoch` must be 1 or later"):
+            loader.set_epoch(0)
+        next(iter(loader))
+        with pytest.raises(ValueError, match="beginning of an epoch; batch 1 is reached"):
+            loader.set_shares((0.5, 0.5))
+    with _loader(tmp_path, shuffle=False) as loader, pytest.raises(ValueError, match="of `sets` that are shuffled"):
+        loader.set_shares((0.5, 0.5))

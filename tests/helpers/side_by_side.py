@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from fastmtl.builders import components, datasets
 from fastmtl.config import Recipe, load_recipe
 from fastmtl.distributed import World
 from fastmtl.protocols import Batch
+from fastmtl.training.set_shares import SetShares
 from fastmtl.training.trainer import Trainer
 from helpers.tiles import random_pixels, write_image
 
@@ -95,6 +97,32 @@ def trained(root: Path, world: World, balancer: str, **data: Any) -> tuple[dict[
     with components.build_loader(recipe, dataset, tasks, train=True, device=device, world=world) as loader:
         record = trainer.fit(loader)
     return dict(model.state_dict()), record["loss"]
+
+
+def follow_shares(rank: int, rendezvous: str, root: str) -> None:
+    """Each of two gloo ranks: the shares of three epochs that follow the gradients, written to shares-RANK.json."""
+    torch.set_num_threads(1)
+    world = World(rank, 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    try:
+        recipe = recipe_of(Path(root), data={"batch_size": 4, "decode": "cpu"}, balancer={"name": "pcgrad"})
+        dataset = datasets.read_data(recipe, Path(root))
+        tasks = components.build_tasks(recipe, dataset.class_names, dataset.classes)
+        model, balancer = Pooled(tasks), components.build_balancer(recipe)
+        device = torch.device("cpu")
+        names = [one.name for one in recipe.data.sets]
+        moved = SetShares(names, mixed=False, zeta=(0.5, 0.5), floor=0.1, every=1, device=device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        found: list[list[float]] = []
+        with components.build_loader(recipe, dataset, tasks, train=True, device=device, world=world) as loader:
+            for epochs in (1, 1):
+                config = replace(recipe.training, epochs=epochs, clip_norm=0.0)
+                found.append(list(loader.shares))
+                Trainer(model, tasks, balancer, optimizer, config, world=world, shares=moved).fit(loader)
+            found.append(list(loader.shares))
+        Path(root, f"shares-{rank}.json").write_text(json.dumps(found))
+    finally:
+        world.close()
 
 
 class Pooled(nn.Module):

@@ -150,6 +150,7 @@ class TileLoader:
             balance_power,
             sets,
         )
+        self._given = self._sampler  # with the shares of the first epoch
         self._columns = Columns(targets, metadata or {}, sets)
         self._epoch = self._batch = self._samples = self._iteration = 0
         self._resumed = False
@@ -224,7 +225,13 @@ class TileLoader:
         self._set_position(self._epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of `epoch`; an iteration in progress ends with an error."""
+        """Go to the beginning of `epoch`, with the current shares of sets; an iteration in progress ends with an error.
+
+        Raises:
+            ValueError: the shares of sets have changed since that epoch.
+        """
+        if (sets := self._sampler.sets) is not None and epoch < sets.since:
+            raise ValueError(f"`epoch` must be {sets.since} or later, since `set_shares` was called there; got {epoch}")
         self._iteration += 1  # ends the iteration in progress, which is at the old position
         self._set_position(epoch)
         self._resumed = False
@@ -232,7 +239,9 @@ class TileLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was returned, in samples of all ranks, the data and settings that it
         belongs to, and the quarantine; JSON types only, the same on all ranks except for the quarantine."""
-        position = {"epoch": self._epoch, "batch": self._batch, "samples": self._samples}
+        position: dict[str, Any] = {"epoch": self._epoch, "batch": self._batch, "samples": self._samples}
+        if (sets := self._sampler.sets) is not None and sets.since:
+            position["mixing"] = {"shares": list(sets.shares), "since": sets.since, "before": list(sets.before)}
         return {**position, "quarantine": self.quarantine, **self._identity, **sizes(self._sampler)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,10 +253,33 @@ class TileLoader:
                 batches of another size, which the order of pairs depends on.
         """
         samples = samples_before(state, self._sampler, self._identity)
+        self._sampler = self._given.with_mixing(state.get("mixing"))
         self._iteration += 1
         self._set_position(state["epoch"], state["batch"], samples)
         self._quarantine.load(state.get("quarantine", []))
         self._resumed = True
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a full batch of all ranks."""
+        return self._sampler.global_batch
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each set in the current epoch; () without sets."""
+        return () if self._sampler.sets is None else self._sampler.sets.shares
+
+    def set_shares(self, shares: Sequence[float]) -> None:
+        """Draw the sets by these shares from the current epoch on. Call it between epochs, on all ranks with the same
+        shares; each set continues its passes where it is, and the length of an epoch stays.
+
+        Raises:
+            ValueError: within an epoch, without sets or shuffling, or `shares` are not one number above 0 for each.
+        """
+        if self._samples:
+            raise ValueError(f"`set_shares` is for the beginning of an epoch; batch {self._batch} is reached")
+        _ = self._identity  # which has the shares of the first epoch
+        self._sampler = self._sampler.with_shares(shares, len(self._tiles), self._epoch)
 
     def close(self) -> None:
         """Free the pipeline with its threads and buffers; iterating again builds a new one. Also called by `with`."""

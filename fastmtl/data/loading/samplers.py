@@ -6,8 +6,9 @@ part. Another number of ranks with the same R B therefore takes the same batches
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ..dataset import Region, Tile
 from . import order
 from .prefetch import Plan
-from .set_order import set_samples
+from .set_order import drawn_before, set_samples
 from .targets import NO_PARTNER
 from .tile_sets import TileSets
 
@@ -187,8 +188,38 @@ class Sampler:
                 epoch=epoch,
                 batch=self.global_batch,
                 mixed=self.sets.mixed,
+                since=self.sets.since,
+                before=self.sets.before,
             )
         return order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+
+    def with_shares(self, shares: Sequence[float], num_tiles: int, epoch: int) -> Self:
+        """The same sampler with these shares of the sets from `epoch` on."""
+        sets = self.sets
+        _require(sets is not None and self.shuffle, "shares are of `sets` that are shuffled")
+        assert sets is not None
+        _require(
+            len(shares) == len(sets.names) and all(0 < one <= 1 for one in shares),
+            f"`shares` must be {len(sets.names)} numbers above 0 with sum 1; got {list(shares)}",
+        )
+        before = drawn_before(
+            num_tiles,
+            sets.shares,
+            seed=self.seed,
+            epoch=epoch,
+            batch=self.global_batch,
+            mixed=sets.mixed,
+            since=sets.since,
+            before=sets.before,
+        )
+        return replace(self, sets=replace(sets, shares=tuple(shares), since=epoch, before=tuple(before.tolist())))
+
+    def with_mixing(self, state: Mapping[str, Any] | None) -> Self:
+        """The same sampler with the shares of a loader's state, if they had changed."""
+        if state is None or self.sets is None:
+            return self
+        shares, before = tuple(map(float, state["shares"])), tuple(map(int, state["before"]))
+        return replace(self, sets=replace(self.sets, shares=shares, since=int(state["since"]), before=before))
 
     def _paired(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """The tiles of all ranks in order, pair after pair, and the size of each batch."""

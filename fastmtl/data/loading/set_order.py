@@ -1,4 +1,4 @@
-"""The order of tiles of several data sets: pure functions of (seed, epoch), without state.
+"""The order of tiles of several data sets: pure functions of seed, epoch and what was drawn before the shares changed.
 
 The draws of an epoch, batches or samples, are divided among the sets by their shares: a set gets the whole number below
 or above its part, at random but so that it gets its part on average. Each set is one endless sequence of shuffled
@@ -18,7 +18,15 @@ _TURNS, _DRAWS, _PASSES = 6, 7, 8  # kinds of random numbers; those below are of
 
 
 def set_samples(
-    sets: NDArray[np.int64], shares: Sequence[float], *, seed: int, epoch: int, batch: int, mixed: bool
+    sets: NDArray[np.int64],
+    shares: Sequence[float],
+    *,
+    seed: int,
+    epoch: int,
+    batch: int,
+    mixed: bool,
+    since: int = 0,
+    before: Sequence[int] = (),
 ) -> NDArray[np.int64]:
     """The tiles of an epoch in order, those of all ranks: ceil(N / batch) batches, each of one set; or, `mixed`, N
     tiles of all sets.
@@ -29,17 +37,38 @@ def set_samples(
         seed, epoch: of the draws.
         batch: tiles in a batch of all ranks.
         mixed: whether a batch has tiles of all sets.
+        since: the epoch from which on the shares are these, at most `epoch`.
+        before: samples of each set in the epochs before `since`; none if empty.
     """
     unit, number = (1, len(sets)) if mixed else (batch, -(-len(sets) // batch))
     counts = _counts(shares, number, seed, epoch)
-    before = sum((_counts(shares, number, seed, earlier) for earlier in range(epoch)), np.zeros_like(counts))
+    starts = drawn_before(
+        len(sets), shares, seed=seed, epoch=epoch, batch=batch, mixed=mixed, since=since, before=before
+    )
     turns = np.repeat(np.arange(len(shares)), counts)
     turns = np.repeat(turns[order.permutation(number, seed, _TURNS, epoch)], unit)
     samples = np.empty(len(turns), np.int64)
     for one in range(len(shares)):
         tiles = np.flatnonzero(sets == one)
-        samples[turns == one] = tiles[_passes(len(tiles), unit * before[one], unit * counts[one], seed, one)]
+        samples[turns == one] = tiles[_passes(len(tiles), int(starts[one]), unit * int(counts[one]), seed, one)]
     return samples
+
+
+def drawn_before(
+    num_tiles: int,
+    shares: Sequence[float],
+    *,
+    seed: int,
+    epoch: int,
+    batch: int,
+    mixed: bool,
+    since: int = 0,
+    before: Sequence[int] = (),
+) -> NDArray[np.int64]:
+    """int64 [S]: the samples of each set in all epochs before `epoch`, of all ranks; arguments as for `set_samples`."""
+    unit, number = (1, num_tiles) if mixed else (batch, -(-num_tiles // batch))
+    found = np.array(before or [0] * len(shares), np.int64)
+    return sum((unit * _counts(shares, number, seed, earlier) for earlier in range(since, epoch)), found)
 
 
 def _counts(shares: Sequence[float], number: int, seed: int, epoch: int) -> NDArray[np.int64]:

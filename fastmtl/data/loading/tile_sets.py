@@ -21,12 +21,16 @@ class TileSets:
         tasks: for each set the tasks that it has labels for. Its tiles have no label for other tasks.
         shares: of each set in the drawn samples, > 0; used when shuffling.
         mixed: whether a drawn batch takes its samples from all sets; otherwise from one.
+        since: the epoch from which on the shares are these.
+        before: samples drawn from each set before this epoch, on all ranks; () if it is the first.
     """
 
     names: tuple[str, ...]
     tasks: tuple[tuple[str, ...], ...]
     shares: tuple[float, ...]
     mixed: bool = False
+    since: int = 0
+    before: tuple[int, ...] = ()
 
     def numbers(self, tiles: Sequence[Tile]) -> NDArray[np.int64]:
         """int64 [N]: the set of each tile.
@@ -47,9 +51,9 @@ class TileSets:
 
     def state(self) -> dict[str, Any]:
         """What the order of tiles depends on; JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()} | {
-            "tasks": [list(own) for own in self.tasks]
-        }
+        found = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        del found["since"], found["before"]
+        return found | {"tasks": [list(own) for own in self.tasks]}
 
 
 def shares_of(sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float = 1.0) -> dict[str, float]:
