@@ -16,7 +16,7 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..builders.class_shares import with_class_shares
 from ..builders.ranks import with_synced_batchnorm
-from ..builders.sets import shares
+from ..builders.sets import rare_sets, shares
 from ..config import ConfigError, Recipe, UsageError
 from ..distributed import World
 from ..evaluation.tta import check_views
@@ -137,7 +137,7 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
             console.print(f"weights: {report}", markup=False)
     check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
-    odd = _odd_targets(tasks, splits)
+    odd = [*_odd_targets(tasks, splits), *rare_sets(recipe, splits.train, batch_size * world.size)]
     say(odd, console)
     odd = [*notices.of_problems(splits.problems, root), *odd]
     facts = _facts(root, split_file, splits) | {

@@ -120,6 +120,10 @@ class WeightedBalancer(ABC):
         )
         return self
 
+    def release(self) -> None:
+        """Free the buffers in which ranks exchange gradients: another balancer takes the next step."""
+        self._ranks.release()
+
     def state_dict(self) -> dict[str, Any]:
         """The state, with the task names in order under "tasks" (None before the first step).
 

@@ -142,6 +142,17 @@ class GradientBalancer(WeightedBalancer):
         self.needs_all_losses = type(self).needs_all_losses or chosen.needs_all_losses
         return self
 
+    @property
+    def arena(self) -> GradientArena:
+        """The rows of the task gradients."""
+        return self._arena
+
+    def use_arena(self, arena: GradientArena) -> Self:
+        """Write the gradients to the rows of `arena`, which balancers of other steps use too; returns the balancer.
+        Call it before `distribute`."""
+        self._arena = arena
+        return self
+
     def backward(
         self,
         losses: Mapping[str, Tensor],

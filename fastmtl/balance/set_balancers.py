@@ -23,7 +23,7 @@ class SetBalancers:
     not touched, and the rows of the gradients are one buffer, as large as the largest group needs.
 
     Args:
-        make: tasks -> their balancer.
+        create: tasks -> their balancer.
         groups: the tasks of each set, in the order of the losses; equal groups share a balancer.
 
     >>> from fastmtl.balance import PCGrad
@@ -33,36 +33,45 @@ class SetBalancers:
     tensor([1.], dtype=torch.float64)
     """
 
-    def __init__(self, make: Callable[[tuple[str, ...]], Method], groups: Iterable[Sequence[str]]) -> None:
-        self._balancers = {tasks: make(tasks) for tasks in dict.fromkeys(map(tuple, groups))}
+    def __init__(self, create: Callable[[tuple[str, ...]], Method], groups: Iterable[Sequence[str]]) -> None:
+        self._balancers = {tasks: create(tasks) for tasks in dict.fromkeys(map(tuple, groups))}
         self._last: Method | None = None
         self.needs_reevaluation = any(balancer.needs_reevaluation for balancer in self._balancers.values())
         arena = GradientArena()
         for balancer in self._balancers.values():
             if isinstance(balancer, GradientBalancer):
-                balancer._arena = arena
+                balancer.use_arena(arena)
 
     def __repr__(self) -> str:
         return f"SetBalancers({list(self._balancers.values())!r})"
 
-    def of(self, tasks: Iterable[str]) -> Method:
-        """The balancer of a step with these tasks."""
+    @property
+    def balancers(self) -> dict[tuple[str, ...], Method]:
+        """Tasks -> their balancer."""
+        return dict(self._balancers)
+
+    def for_tasks(self, tasks: Iterable[str]) -> Method:
+        """The balancer of a step with these tasks. The balancer of the step before frees its buffers.
+
+        Raises:
+            ValueError: no group has exactly these tasks in this order.
+        """
         tasks = tuple(tasks)
         if tasks not in self._balancers:
             known = "; ".join(", ".join(group) for group in self._balancers)
             raise ValueError(f"`tasks` must be one of the groups ({known}); got {', '.join(tasks)}.")
         found = self._balancers[tasks]
         if self._last is not None and self._last is not found:
-            self._last._ranks.release()
+            self._last.release()
         self._last = found
         return found
 
     def backward(self, losses: Mapping[str, Tensor], shared: Iterable[Tensor], **options: Any) -> dict[str, Tensor]:
-        """`backward` of the balancer of these losses."""
-        return self.of(losses).backward(losses, shared, **options)
+        """Call `backward` of the balancer of these losses; arguments and result as there."""
+        return self.for_tasks(losses).backward(losses, shared, **options)
 
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Call after the optimizer's step."""
+        """Call after the optimizer's step, for the balancer of this step."""
         if self._last is not None:
             self._last.after_step(reevaluate)
 
@@ -87,6 +96,7 @@ class SetBalancers:
         return self
 
     def why_not_sharded(self) -> str:
+        """As `WeightedBalancer.why_not_sharded`."""
         return "the heads of other data sets have no gradient in a step, which FSDP2 does not allow"
 
     def constant_weights(self, losses: Mapping[str, Tensor]) -> Tensor:

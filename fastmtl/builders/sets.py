@@ -63,14 +63,35 @@ def shares(recipe: Recipe, folder: data.Dataset) -> dict[str, float]:
 
 
 def check_training_tiles(recipe: Recipe, train: data.Dataset) -> None:
-    """Raise ConfigError for a set without a training tile."""
+    """Raise ConfigError for a set without a training tile, or one that would never be drawn."""
     found = {tile.label for tile in train.tiles}
+    drawn = shares(recipe, train) if recipe.data.sets else {}
     for number, one in enumerate(recipe.data.sets):
         if number not in found:
             raise ConfigError(
                 f"data.sets.{one.name} has no tile to train on: the split holds all its patients out; take another "
                 "data.split_seed or a smaller data.val_fraction, or leave the set out."
             )
+        if not drawn[one.name]:
+            raise ConfigError(
+                f"data.sets.{one.name} has the share 0, rounded, and would never be drawn; raise its weight or "
+                "data.sets_temperature, or leave the set out."
+            )
+
+
+def rare_sets(recipe: Recipe, train: data.Dataset, batch: int) -> list[str]:
+    """A line for each set that is due less than one draw in the whole training; `batch` is that of all ranks."""
+    config, tiles = recipe.data, len(train.tiles)
+    if not config.sets:
+        return []
+    epochs = sum(stage.epochs for stage in recipe.stages) or recipe.training.epochs
+    unit, draws = ("image", tiles) if config.sets_batches == "mixed" else ("batch", -(-tiles // batch))
+    return [
+        f"data.sets.{name}: its share of {share:.2g} is {share * draws * epochs:.2g} of one {unit} in the whole "
+        "training, so that it may never be drawn; raise its weight or data.sets_temperature, or leave it out"
+        for name, share in shares(recipe, train).items()
+        if share * draws * epochs < 1
+    ]
 
 
 def build_balancers(recipe: Recipe, name: str, options: Mapping[str, Any], tasks: Sequence[str]) -> SetBalancers:

@@ -17,8 +17,18 @@ _OPTIONS = (
     *("mpp", "overlap", "min_tissue"),
     *("polygon_classes", "polygon_rename", "polygon_ignore", "polygon_region", "polygon_offset", "unannotated"),
 )
-_ALONE = ("generator", "open_slides", "per_slide", "patches_per_slide")
-"""Keys of [data] that sets cannot be combined with."""
+_ALONE = {
+    "generator": "name the generated folders as `data` of the sets",
+    "open_slides": "remove it: a set's tiles are drawn from all its slides",
+    "per_slide": "remove it, and give the set a `weight` for how often it is drawn",
+    "patches_per_slide": "remove it: a set's slides are cut into a grid, with `mpp` and `overlap` of its options",
+}
+"""Keys of [data] that sets cannot be combined with -> what to do."""
+_SAMPLERS = {
+    "balanced": "weight rare classes by the logit_adjustment of their task, or make a set of them with a weight",
+    "pairs": "train the task of pairs in a run of its own",
+}
+"""Samplers that sets cannot be combined with -> what to do."""
 
 
 _WITH_SETS = ("sets_temperature", "sets_batches", "sets_zeta", "sets_floor", "sets_probe_every")
@@ -50,11 +60,12 @@ def check_sets(recipe: Recipe, check_data: Callable[[DataConfig], None]) -> None
             if getattr(data, key) != getattr(DataConfig(), key):
                 raise ConfigError(f"data.{key} needs [[data.sets]]; got {getattr(data, key)!r} without any.")
         return
-    for key in _ALONE:
+    for key, cure in _ALONE.items():
         if getattr(data, key):
-            raise ConfigError(f"data.{key} cannot be combined with data.sets; got {getattr(data, key)!r}.")
+            raise ConfigError(f"data.{key} cannot be combined with data.sets; got {getattr(data, key)!r}; {cure}.")
     if data.sampler != "shuffled":
-        raise ConfigError(f'data.sampler must be "shuffled" with data.sets; got {data.sampler!r}.')
+        cure = _SAMPLERS[data.sampler]
+        raise ConfigError(f'data.sampler must be "shuffled" with data.sets; got {data.sampler!r}; {cure}.')
     names: dict[str, str] = {}
     for number, one in enumerate(data.sets):
         _check_set(recipe, number, one)
@@ -97,7 +108,8 @@ def _check_weights(data: DataConfig) -> None:
     without = [one.name for one in data.sets if not one.weight]
     if 0 < len(without) < len(data.sets):
         raise ConfigError(
-            f"data.sets.{without[0]} has no weight, and others have one; give one to all sets or to none."
+            f"data.sets.{without[0]} has no weight above 0, and others have one; give one to all sets or to none, or "
+            "leave out a set that is not to be drawn."
         )
     if not without and data.sets_temperature != 1.0:
         raise ConfigError(

@@ -33,7 +33,7 @@ class StepTasks:
     def balancer_of(self, batch: Batch) -> Any:
         """The balancer of the batch's tasks."""
         if isinstance(self.balancer, SetBalancers):
-            return self.balancer.of(task.name for task in self.tasks_of(batch))
+            return self.balancer.for_tasks(task.name for task in self.tasks_of(batch))
         return self.balancer
 
     def shared(self) -> list[Parameter]:

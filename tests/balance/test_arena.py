@@ -137,7 +137,7 @@ def test_an_exception_leaves_the_old_gradients():
 def test_the_arena_is_freed_with_its_balancer():
     model, balancer = Model(), balance.PCGrad()
     balancer.backward(model.losses(inputs()), model.encoder.parameters())
-    rows = weakref.ref(balancer._arena.rows)
+    rows = weakref.ref(balancer.arena.rows)
     gc.collect()
     gc.disable()
     try:
@@ -172,7 +172,7 @@ def test_half_precision_parameters_get_gradients_of_their_dtype():
     model, x = Model(torch.bfloat16), inputs(torch.bfloat16)
     balancer = balance.PCGrad()
     balancer.backward(model.losses(x), model.encoder.parameters())
-    assert balancer._arena.rows.dtype == torch.float32
+    assert balancer.arena.rows.dtype == torch.float32
     assert all(p.grad.dtype == torch.bfloat16 for p in model.encoder.parameters())
 
 

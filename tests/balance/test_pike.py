@@ -36,11 +36,23 @@ def test_no_share_falls_below_the_floor_and_a_set_returns_from_it():
     shares = SHARES
     for _ in range(50):
         shares = pike_shares(shares, [9.0, 0.0, 0.0], [0.0] * 3, zeta=(1.0, 1.0), batch=4, floor=0.05)
-    assert shares == pytest.approx([0.9, 0.05, 0.05], rel=1e-3)
+    assert shares == pytest.approx([0.9, 0.05, 0.05])
     assert min(shares) >= 0.05
+    assert pike_shares(shares, [0.0] * 3, [0.0] * 3, zeta=(1.0, 1.0), batch=4, floor=0.05) == pytest.approx(shares)
     shares = pike_shares(shares, [0.0, 9.0, 0.0], [0.0] * 3, zeta=(1.0, 1.0), batch=4, floor=0.05)
     assert shares[1] > 0.8
-    assert pike_shares(SHARES, [9.0, 0.0, 0.0], [0.0] * 3, zeta=(1.0, 1.0), batch=4, floor=1 / 3) == [1 / 3] * 3
+    assert pike_shares(SHARES, [9.0, 0.0, 0.0], [0.0] * 3, zeta=(1.0, 1.0), batch=4, floor=1 / 3) == pytest.approx(
+        [1 / 3] * 3
+    )
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        squares, variances = rng.exponential(5, 6), rng.exponential(50, 6)
+        found = pike_shares([1 / 6] * 6, squares, variances, zeta=(1.0, 1.0), batch=8, floor=0.1)
+        plain = pike_shares([1 / 6] * 6, squares, variances, zeta=(1.0, 1.0), batch=8)
+        assert min(found) >= 0.1
+        assert sum(found) == pytest.approx(1)
+        above = [(one, other) for one, other in zip(found, plain, strict=True) if one > 0.1]
+        assert [one / above[0][0] for one, _ in above] == pytest.approx([other / above[0][1] for _, other in above])
 
 
 def test_very_large_gradients_keep_shares_finite():

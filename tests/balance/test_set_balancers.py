@@ -45,7 +45,7 @@ def test_each_group_is_balanced_as_if_it_were_alone(method):
     model, other = Model(), Model()
     balancers, alone = _made(method), {group: balance.create_balancer(method) for group in GROUPS}
     own = torch.optim.SGD([*other.parameters(), *(p for one in alone.values() for p in one.parameters())], lr=0.05)
-    found = _run(balancers.of, range(9), model, _optimizer(model, balancers))
+    found = _run(balancers.for_tasks, range(9), model, _optimizer(model, balancers))
     wanted = _run(alone.__getitem__, range(9), other, own)
     assert [len(one) for one in found] == [2, 2, 1] * 3
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
@@ -56,23 +56,21 @@ def test_each_group_is_balanced_as_if_it_were_alone(method):
 def test_state_continues_bit_for_bit(method):
     model, balancers = Model(), _made(method)
     optimizer = _optimizer(model, balancers)
-    _run(balancers.of, range(4), model, optimizer)
+    _run(balancers.for_tasks, range(4), model, optimizer)
     balancers.on_epoch()
     again, restored = Model(), _made(method)
     restored.load_state_dict(balancers.state_dict())
     again.load_state_dict(model.state_dict())
     rest = range(4, 8)
-    found = _run(restored.of, rest, again, _optimizer(again, restored))
-    assert all(torch.equal(a, b) for a, b in zip(found, _run(balancers.of, rest, model, optimizer), strict=True))
+    found = _run(restored.for_tasks, rest, again, _optimizer(again, restored))
+    assert all(torch.equal(a, b) for a, b in zip(found, _run(balancers.for_tasks, rest, model, optimizer), strict=True))
 
 
 def test_the_rows_are_one_buffer_of_the_step_before():
     model, balancers = Model(), _made("pcgrad")
-    _run(balancers.of, range(3), model, _optimizer(model, balancers))
-    arenas = {id(one._arena) for one in balancers._balancers.values() if isinstance(one, GradientBalancer)}
-    (rows,) = {one._arena.rows for one in balancers._balancers.values()}
-    assert len(arenas) == 1
-    assert rows.shape[0] == 1  # of the last group, which has one task
+    _run(balancers.for_tasks, range(3), model, _optimizer(model, balancers))
+    (arena,) = {one.arena for one in balancers.balancers.values() if isinstance(one, GradientBalancer)}
+    assert arena.rows.shape[0] == 1  # of the last group, which has one task
 
 
 def test_heads_of_other_groups_get_no_gradient():
@@ -83,7 +81,7 @@ def test_heads_of_other_groups_get_no_gradient():
 
 def test_a_group_that_no_set_has_is_refused():
     with pytest.raises(ValueError, match=r"one of the groups \(a, b; b, c; c\); got a, c"):
-        _made("linear").of(["a", "c"])
+        _made("linear").for_tasks(["a", "c"])
     with pytest.raises(ValueError, match="must be of the tasks a, b; b, c; c; got a"):
         _made("linear").load_state_dict({"tasks": None, "sets": {"a": {}}})
 

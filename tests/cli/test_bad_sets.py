@@ -6,9 +6,11 @@ import re
 import shutil
 
 import pytest
-from helpers.side_by_side import RECIPE, write_sets
+from helpers.side_by_side import RECIPE, recipe_of, write_sets
 from helpers.tiles import random_pixels, write_image
 
+from fastmtl.builders.datasets import read_data
+from fastmtl.builders.sets import rare_sets
 from fastmtl.cli import main
 
 
@@ -43,7 +45,7 @@ def _refused(root, tmp_path, capsys, *, recipe=RECIPE, options=()):
         ('tasks = ["gland", "histology"]', "tasks = []", "data.sets.lung.tasks must name tasks, each once; got"),
         ('data = "lung"', 'data = ""', "data.sets.lung.data must name a manifest or a folder"),
         ('data = "lung"', 'data = "lungs"', "data.sets.lung.data: .*lungs does not exist"),
-        ('data = "lung"', 'data = "lung"\nweight = 2.0', "data.sets.colon has no weight, and others have one"),
+        ('data = "lung"', 'data = "lung"\nweight = 2.0', "data.sets.colon has no weight above 0, and others"),
         ('data = "lung"', 'data = "lung"\nweight = -2.0', "data.sets.lung.weight must be finite and not negative"),
         ('data = "lung"', 'data = "lung"\nwieght = 2.0', "unknown key 'data.sets.lung.wieght'; .*'weight'"),
         (
@@ -60,8 +62,24 @@ def _refused(root, tmp_path, capsys, *, recipe=RECIPE, options=()):
         ("size = 32\nbatch_size = 4", "size = 32\nbatch_size = 1\nsets_zeta = [1.0, 1.0]", "batch_size of 2 or more"),
         ("size = 32", "size = 32\nsets_floor = 0.0", "data.sets_floor must be above 0 and at most 1; got 0.0"),
         ("size = 32", "size = 32\nsets_probe_every = 0", "data.sets_probe_every must be 1 or more; got 0"),
-        ("size = 32", 'size = 32\nsampler = "balanced"', 'data.sampler must be "shuffled" with data.sets'),
-        ("size = 32", "size = 32\nper_slide = 3", "data.per_slide cannot be combined with data.sets; got 3"),
+        ("size = 32", 'size = 32\nsampler = "balanced"', '"shuffled" with data.sets; .*; weight rare classes by'),
+        (
+            "size = 32",
+            'size = 32\nsampler = "pairs"',
+            '"shuffled" with data.sets; .*; train the task of pairs in a run',
+        ),
+        ("size = 32", "size = 32\nper_slide = 3", "data.per_slide cannot be combined with data.sets; got 3; remove it"),
+        (
+            "size = 32",
+            "size = 32\nopen_slides = 3",
+            "open_slides cannot be combined .* got 3; remove it: .* all its slides",
+        ),
+        ("size = 32", "size = 32\npatches_per_slide = 3", "patches_per_slide cannot be combined .*: .* into a grid"),
+        (
+            "size = 32",
+            "size = 32\nsets_temperature = 1e-5",
+            "data.sets.colon has the share 0, rounded, and would never",
+        ),
         ("size = 32", 'size = 32\nsets_batches = "two"', "data.sets_batches must be one of 'one', 'mixed'"),
         ("size = 32", 'size = 32\nstratify = "label"', "a tile's own label is its set"),
         (
@@ -87,6 +105,17 @@ def test_a_recipe_that_does_not_fit_is_told_in_a_line(old, new, says, root, tmp_
     last = _refused(root, tmp_path, capsys, recipe=recipe)
     assert re.search(says, last), last
     assert len(last) < 400
+
+
+@pytest.mark.parametrize(("batches", "unit"), [("one", "batch"), ("mixed", "image")])
+def test_a_set_that_may_never_be_drawn_is_told(batches, unit, root):
+    sets = {"colon": {"weight": 1000.0}, "lung": {"weight": 0.1}}
+    recipe = recipe_of(root, data={"sets": sets, "sets_batches": batches})
+    (said,) = rare_sets(recipe, read_data(recipe, root), 4)
+    assert re.search(
+        rf"data\.sets\.lung: its share of 0\.0001 is 0\.00\d+ of one {unit} in .* may never be drawn", said
+    )
+    assert rare_sets(recipe_of(root), read_data(recipe, root), 4) == []
 
 
 def test_keys_of_sets_without_sets_are_refused(root, tmp_path, capsys):

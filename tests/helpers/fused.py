@@ -66,7 +66,7 @@ def assert_near(found: list[Tensor], wanted: list[Tensor], rtol=1e-6) -> None:
 def by_definition(model, optimizer, balancer, losses, shared, clip: float) -> None:
     """Our own combine, clip, and the scalar optimizer of the reference. Clips by the norm FusedStep would find."""
     balancer.backward(losses, shared)
-    arena = balancer._arena
+    arena = balancer.arena
     inside = {id(p) for p in arena._parameters}
     heads = [p.grad for p in model.parameters() if p.grad is not None and id(p) not in inside]
     G, w = ops.gram(arena.rows), balancer.seen

@@ -242,7 +242,7 @@ def traffic(method: str) -> dict[str, int]:
     finally:
         for original in originals.values():
             setattr(dist, original.__name__, original)
-    return dict(sent) | {"P": balancer._arena.rows.shape[1]}
+    return dict(sent) | {"P": balancer.arena.rows.shape[1]}
 
 
 def errors(rank: int) -> dict[str, str]:

@@ -187,8 +187,8 @@ def test_the_rows_of_gradients_do_not_grow_with_the_number_of_sets(root):
     parameter = torch.nn.Parameter(torch.ones(8))
     for number in range(6):
         balancer.backward({f"t{number}": parameter.sum()}, [parameter])
-    (rows,) = {id(one._arena): one._arena.rows for one in balancer._balancers.values()}.values()
-    assert rows.shape[0] == 1
+    (arena,) = {one.arena for one in balancer.balancers.values()}
+    assert arena.rows.shape[0] == 1
 
 
 def test_the_memory_of_a_step_does_not_grow_with_the_number_of_tasks(root):
