@@ -221,7 +221,7 @@ def test_given_weights_are_of_the_tasks(method):
 @needs_triton
 @ignore_numpy_warnings
 @pytest.mark.long
-@pytest.mark.parametrize("K", [2, 3])
+@pytest.mark.parametrize("K", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_cagrad_on_a_gpu_is_the_same_search(K):
     from fastmtl.kernels import cagrad_triton
 

@@ -7,41 +7,17 @@ from pathlib import Path
 
 import pytest
 from helpers.broken_disk import BrokenDisk
-from helpers.checkpoints import save_checkpoint
 from helpers.runs import Killed
+from helpers.small_runs import command_of
 from helpers.tiles import write_folder
 
 from fastmtl import api, data
 from fastmtl.cli import main
 from fastmtl.training import checkpoint
 from fastmtl.training.checkpoint_names import history, located
-from fastmtl.training.file_lock import locked
 from fastmtl.training.fingerprint import untimed
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Trainer
-
-OPTIONS = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--log-every", "1", "--precision", "float32"]
-OPTIONS += ["--set", "model.base_channels=2", "training.checkpoint_steps=2", "training.average=ema"]
-OPTIONS += ["--set", "training.average_decay=0.5"]
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    """Six tiles to train: three steps in an epoch."""
-    root = tmp_path_factory.mktemp("data") / "tiles"
-    write_folder(root, {"a": 6, "b": 4}, size=32)
-    return root
-
-
-def _command(tiles, out, *more):
-    return ["train", "demo", "--data", str(tiles), "--out", str(out), *OPTIONS, *more]
-
-
-@pytest.fixture(scope="module")
-def whole(tiles, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert main(_command(tiles, out)) == 0
-    return out
 
 
 def _killed(command, monkeypatch, owner, name, at, *, after=False):
@@ -96,7 +72,7 @@ MOMENTS = {
 @pytest.mark.long
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_any_moment_the_same_command_ends_where_a_whole_run_ends(moment, tiles, whole, tmp_path, monkeypatch):
-    command = _command(tiles, tmp_path / "run")
+    command = command_of(tiles, tmp_path / "run")
     owner, name, at, after = MOMENTS[moment]
     _killed(command, monkeypatch, owner, name, at, after=after)
     again = ["train", "--resume", "--out", str(tmp_path / "run")]
@@ -106,7 +82,7 @@ def test_killed_at_any_moment_the_same_command_ends_where_a_whole_run_ends(momen
 
 @pytest.mark.long
 def test_a_validation_that_was_cut_is_not_trained_for_again(tiles, whole, tmp_path, monkeypatch):
-    command = _command(tiles, tmp_path / "run")
+    command = command_of(tiles, tmp_path / "run")
     _killed(command, monkeypatch, Trainer, "evaluate", 2)
     steps = []
     monkeypatch.setattr(Trainer, "step", lambda *_: steps.append(1))
@@ -117,7 +93,7 @@ def test_a_validation_that_was_cut_is_not_trained_for_again(tiles, whole, tmp_pa
 
 @pytest.mark.long
 def test_a_line_that_cannot_be_written_costs_the_validation_alone(tiles, whole, tmp_path, monkeypatch, capsys):
-    command = _command(tiles, tmp_path / "run")
+    command = command_of(tiles, tmp_path / "run")
     with monkeypatch.context() as patched:
         BrokenDisk(patched, tmp_path / "run", "metrics.jsonl").broken = True
         assert main(command) == 1
@@ -131,7 +107,7 @@ def test_a_line_that_cannot_be_written_costs_the_validation_alone(tiles, whole, 
 def test_damage_of_the_newest_checkpoint_is_told_and_costs_what_came_after_the_one_before(
     tiles, whole, tmp_path, monkeypatch, capsys
 ):
-    command = _command(tiles, tmp_path / "run")
+    command = command_of(tiles, tmp_path / "run")
     _killed(command, monkeypatch, Trainer, "step", 6)
     newest = history(tmp_path / "run" / "checkpoints")[-1].path
     (newest / "tensors.safetensors").write_bytes(b"x")
@@ -146,7 +122,7 @@ def test_a_finished_run_says_so_and_reads_no_data(whole, tiles, tmp_path, monkey
     monkeypatch.setattr(data, "read_dataset", lambda *_: pytest.fail("data were read"))
     resume = ["train", "--resume", "--out", str(whole)]
     for command, more in (
-        (_command(tiles, whole), ""),
+        (command_of(tiles, whole), ""),
         (resume, ""),
         ([*resume, "--profile"], "; no profile: no step is left"),
     ):
@@ -192,112 +168,11 @@ def test_a_damaged_checkpoint_of_a_finished_run_is_replaced(which, whole, tiles,
     assert f"already finished: {out}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--batch-size", "4"], "data.batch_size = 2, and now it is 4"),
-        (["--seed", "1"], "training.seed = 0, and now it is 1"),
-        (["--set", "balancer.name=linear"], "balancer.name = 'pcgrad', and now it is 'linear'"),
-        (["--set", "model.base_channels=4"], "model.base_channels = 2, and now it is 4"),
-        (["--optimizer", "sgd"], "optimizer.optimizer = 'adamw', and now it is 'sgd'"),
-    ],
-)
-def test_another_recipe_is_named_by_its_key_and_both_values(given, message, whole, tiles, capsys):
-    assert main(_command(tiles, whole, *given)) == 1
-    assert f"contains a run with {message}" in capsys.readouterr().err
-    assert main(["train", "--resume", "--out", str(whole), *given]) == 1
-    assert f"contains a run with {message}" in capsys.readouterr().err
-
-
-EDITS = {
-    "step": ({"step": 1.5}, "step is 1.5, and not a count"),
-    "epoch": ({"epoch": -1}, "epoch is -1, and not a count"),
-    "size": ({"step": 10**30}, "and not a count"),
-    "pending": ({"pending": 5}, "pending is not an epoch that awaits its validation"),
-}
-
-
-@pytest.mark.parametrize("edit", [*EDITS, "loader", "quarantines"])
-def test_an_edited_state_gets_one_line(edit, whole, tmp_path, capsys):
-    out = Path(shutil.copytree(whole, tmp_path / "run"))
-    state = checkpoint.load(out / "checkpoints" / "last")
-    values, message = EDITS.get(edit, ({}, "its loader is of another training, or damaged"))
-    state = {**state, edit: 5} if edit in state else {**state, "progress": state["progress"] | values}
-    save_checkpoint(out / "checkpoints" / "step-00000099", state)
-    before = (out / "metrics.jsonl").read_bytes()
-    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 1
-    assert message in capsys.readouterr().err
-    assert (out / "metrics.jsonl").read_bytes() == before
-
-
-def test_edited_records_of_continuations_are_named(whole, tiles, tmp_path, capsys):
-    out = Path(shutil.copytree(whole, tmp_path / "run"))
-    record = {"step": 1, "changes": {"training.epochs": ["x", 2]}}
-    (out / "resumes.jsonl").write_text(json.dumps(record) + "\n")
-    assert main(_command(tiles, out)) == 1
-    assert "resumes.jsonl is damaged: training.epochs must be an integer" in capsys.readouterr().err
-
-
-def test_a_recipe_of_another_name_is_told_the_runs(whole, tiles, capsys):
-    assert main(["train", "ebhi_joint_unet", "--data", str(tiles), "--out", str(whole)]) == 1
-    assert "contains a run of recipe 'demo' with " in capsys.readouterr().err
-
-
-def test_another_split_is_named(whole, tiles, tmp_path, capsys):
-    split = tmp_path / "split.json"
-    held_out = json.loads((whole / "split.json").read_text())["validation_patients"]
-    split.write_text(json.dumps({"validation_patients": ["nobody"]}))
-    assert main(_command(tiles, whole, "--split", str(split))) == 1
-    stderr = capsys.readouterr().err
-    assert f"validation_patients = {held_out}, and in {split} they are ['nobody']" in stderr
-
-
-@pytest.mark.parametrize("command", ["again", "resume"])
-def test_a_second_writer_gets_one_line(command, whole, tiles, tmp_path, capsys):
-    out = Path(shutil.copytree(whole, tmp_path / "run"))
-    (out / "summary.json").unlink()
-    with locked(out, "busy"):
-        assert main(_command(tiles, out) if command == "again" else ["train", "--resume", "--out", str(out)]) == 1
-    assert f"another process trains in {out}; wait for its end" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl", "nonfinite"])
-def test_links_in_a_run_folder_are_not_written_through(name, whole, tiles, tmp_path, capsys):
-    out, elsewhere = Path(shutil.copytree(whole, tmp_path / "run")), tmp_path / "elsewhere"
-    (out / "summary.json").unlink()
-    if (out / name).exists():
-        (out / name).rename(elsewhere)
-    (out / name).symlink_to(elsewhere)
-    assert main(_command(tiles, out)) == 1
-    assert f"{out / name} is a link to {elsewhere}" in capsys.readouterr().err
-    linked = tmp_path / "linked"
-    (out / name).unlink()
-    if elsewhere.exists():
-        elsewhere.rename(out / name)
-    linked.symlink_to(out)
-    assert main(["train", "--resume", "--out", str(linked)]) == 0, "the run folder itself may be a link"
-
-
-def test_an_index_folder_that_is_a_file_is_named(tiles, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    command = _command(tiles, tmp_path / "run", "--set", f"data.index_folder={tmp_path / 'file'}")
-    assert main(command) == 1
-    assert f"the index folder {tmp_path / 'file'} is a file" in capsys.readouterr().err
-
-
-def test_two_that_begin_at_once_do_not_share_a_folder(tiles, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    with locked(tmp_path / "run", "busy"):
-        assert main(_command(tiles, tmp_path / "run")) == 1
-    assert "another process trains in" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-
-
 @pytest.mark.long
 def test_what_changes_is_recorded_and_stays(tiles, tmp_path, monkeypatch, capsys):
     """A lower rate given to --resume holds, also where a scheduler repeats the first command."""
     out = tmp_path / "run"
-    command = _command(tiles, out, "--set", "optimizer.schedule=constant", "optimizer.warmup=0")
+    command = command_of(tiles, out, "--set", "optimizer.schedule=constant", "optimizer.warmup=0")
     _killed(command, monkeypatch, Trainer, "step", 4)
     change = ["--lr", "1e-4", "--weight-decay", "0.5", "--epochs", "3"]
     _killed(["train", "--resume", "--out", str(out), *change], monkeypatch, Trainer, "step", 2)
@@ -330,7 +205,7 @@ def test_a_finished_run_may_be_trained_for_longer(whole, tmp_path):
 @pytest.mark.long
 def test_data_that_moved_are_the_same_tiles(tiles, whole, tmp_path, monkeypatch, capsys):
     here, out = Path(shutil.copytree(tiles, tmp_path / "here")), tmp_path / "run"
-    _killed(_command(here, out), monkeypatch, Trainer, "step", 4)
+    _killed(command_of(here, out), monkeypatch, Trainer, "step", 4)
     there = here.rename(tmp_path / "there")
     assert main(["train", "--resume", "--out", str(out)]) == 1
     said = capsys.readouterr().err

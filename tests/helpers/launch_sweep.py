@@ -21,7 +21,8 @@ from fastmtl.benchmarks.hopper.launch_compiler import LaunchCompiler, run_with_g
 from fastmtl.ops.gradients import matrix_solvers
 from helpers.inputs import layout, mask
 from helpers.op_inputs import Call
-from helpers.op_specs import PIXELS, SPECS, OpSpec
+from helpers.op_spec import PIXELS, OpSpec
+from helpers.op_specs import SPECS
 
 MAPS = ((1, 2, 1, 1), (1, 3, 16, 16), (3, 1, 16, 16), (1, 1, 1, 64), (2, 40, 8, 8), (1, 1000, 4, 1))
 ROWS = ((1, 1), (1, 16), (2, 1), (3, 1000), (8, 4096), (20, 4096), (64, 16))

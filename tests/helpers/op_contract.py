@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 from helpers.inputs import generator
 from helpers.op_backends import needs_cpp, needs_triton
 from helpers.op_inputs import Call
-from helpers.op_specs import PIXELS, SPECS, OpSpec
+from helpers.op_spec import PIXELS, OpSpec
+from helpers.op_specs import SPECS
 
 
 def over(chosen: Callable[[OpSpec], bool] = lambda spec: True) -> pytest.MarkDecorator:

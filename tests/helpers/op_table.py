@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from helpers.op_specs import SPECS, OpSpec
+from helpers.op_spec import OpSpec
+from helpers.op_specs import SPECS
 from helpers.paths import ROOT
 
 PAGE = ROOT / "CONTRIBUTING.md"

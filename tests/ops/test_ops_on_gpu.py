@@ -13,7 +13,8 @@ from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gra
 from helpers.classes import class_map
 from helpers.inputs import layout, segmentation
 from helpers.launch_sweep import calls
-from helpers.op_specs import SPECS, OpSpec
+from helpers.op_spec import OpSpec
+from helpers.op_specs import SPECS
 from torch.utils._pytree import tree_map
 
 from fastmtl import data, losses, ops

@@ -39,7 +39,7 @@ def _check(folder: Path, plan: list[tuple[int, int]], balancers: tuple[str, ...]
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_ranks_then_one_then_two(tmp_path):
     """Stopped within epochs of which the last batch does not divide."""
     _check(tmp_path, [(2, 2), (1, 3), (2, 0)], ("pcgrad", "db_mtl"))
