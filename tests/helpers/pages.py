@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from helpers.paths import ROOT
@@ -46,4 +47,17 @@ def blocks() -> list[Block]:
             line = text.count("\n", 0, match.start()) + 1
             if match[1] != "mermaid":
                 found.append(Block(page.name, line, match[1], match[2]))
+    return found
+
+
+def is_of_a_loop(block: Block) -> bool:
+    """Whether the block stands in a training loop of one's own: the Python and the diffs of these pages."""
+    pages = ("README.md", "balancing.md", "distributed.md", "losses.md")
+    return block.page in pages and block.language in ("python", "diff")
+
+
+def claim(every: Sequence[Block], claimed: list[Block], page: str, words: str) -> Block:
+    """The one block among `every` that is of the page and has these words; it is added to `claimed`."""
+    (found,) = [block for block in every if block.page == page and words in block.text]
+    claimed.append(found)
     return found
