@@ -72,8 +72,8 @@ def data_command(arguments: Sequence[str]) -> int:
     dataset = datasets.read_data(recipe, parsed.path)
     found = data.examine(dataset, num_threads=recipe.data.num_threads)
     if parsed.recipe is not None:
-        refused, odd = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
-        found["refused"] = refused
+        refused, odd, splits = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
+        found |= {"refused": refused, "splits": splits or found["splits"]}
         found["notices"] += [{"path": str(problem.path), "reason": problem.reason} for problem in odd]
     if parsed.json:
         print(json.dumps(found, indent=1))
