@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import data
 from ..config import ConfigError, Recipe
 from ..data.checks.duplicates import Duplicates, duplicates_across
-from ..data.checks.near_duplicates import near_duplicate_notices
+from ..data.checks.near_duplicates import near_duplicate_notices, shows_nothing
 from ..utils.words import few
 
 _SHOWN = 3
@@ -14,6 +14,8 @@ _COMPARED = 2**28  # pixels that are decoded to find images that look alike: a f
 
 def split_leaks(recipe: Recipe, folder: data.Dataset, split: data.Split, found: Duplicates) -> list[data.Problem]:
     """Notices of images on two sides of the split that are the same, if data.on_duplicates accepts that, or look alike.
+
+    Equal images of two patients that show nothing, as empty slices of a scan, are not copies.
 
     Args:
         recipe: its [data] table is used.
@@ -25,6 +27,8 @@ def split_leaks(recipe: Recipe, folder: data.Dataset, split: data.Split, found: 
         ConfigError: the same image or slide is on two sides, and data.on_duplicates does not accept it.
     """
     sides = {name: side for side, ids in split.sides.items() for name in ids}
+    crossing = [tiles for tiles in found.pictures if len({sides.get(tile.id) for tile in tiles}) > 1]
+    found = found._replace(pictures=[tiles for tiles in crossing if not shows_nothing(tiles[0])])
     notices = []
     if across := duplicates_across(found, sides):
         number = "an image or slide is" if len(across) == 1 else f"{len(across)} images or slides are"

@@ -75,6 +75,14 @@ def test_copies_are_found_on_every_pair_of_sides_and_counted(tmp_path: Path):
     assert "4 (p4, validation) and 5 (p5, the test)" in str(caught.value)
 
 
+def test_equal_images_that_show_nothing_are_no_copies(tmp_path: Path):
+    """As the empty slices of scans."""
+    path = _manifest(tmp_path, ROWS)
+    for name in ("0.png", "3.png"):
+        write_image(tmp_path / name, np.zeros((64, 64, 3), np.uint8))
+    assert len(read_splits(_recipe(), path).validation) == 2
+
+
 def test_stretched_grey_files_are_compared_by_their_file(tmp_path: Path):
     rows = [(name, f"p{n}", side) for n, (name, _, side) in enumerate(ROWS)]
     for number in range(3):

@@ -79,6 +79,11 @@ def near_duplicate_notices(
     return [Problem(dataset.root, reason)]
 
 
+def shows_nothing(tile: Tile) -> bool:
+    """Whether a tile is empty glass or cannot be read: such tiles are alike, or equal, without being copies."""
+    return _thumbnail(tile) is None
+
+
 def _drawn(tiles: Sequence[Tile], sides: Mapping[str, str] | None, most: int) -> list[Tile]:
     """At most `most` of the tiles, in their order, the small sides first."""
     if len(tiles) <= most:
