@@ -223,10 +223,8 @@ class _Reader:
         path, kinds = self.table.path, self.kinds.items()
         given = {*(self.options.columns or {}), *(self.options.classes or {})}
         lines = self.table.lines
-        inferred = (
-            (name, kind) for name, kind in kinds if name not in RESERVED and (kind == "text" or name not in given)
-        )
-        reasons = [cells_of.why_no_number(name, kind, self.column[name], lines) for name, kind in inferred]
+        inferred = (name for name, kind in kinds if name not in RESERVED and (kind == "text" or name not in given))
+        reasons = [cells_of.why_no_number(name, self.kinds[name], self.column[name], lines) for name in inferred]
         reasons += (cells_of.why_commas(name, kind, self.column[name]) for name, kind in kinds if name not in given)
         reasons += (cells_of.why_sentinel(name, self.column[name]) for name, kind in kinds if kind == "number")
         reasons += (
