@@ -80,7 +80,7 @@ INSIDE = {
         "slide_output": {"dataset", "patient_names", "slides"},
         "manifest": {"dataset", "identifiers", "images", "patient_names", "slides", "text"},
         "synthetic": {"manifest"},
-        "splits": {"dataset", "identifiers", "manifest", "patient_names", "text"},
+        "splits": {"dataset", "identifiers", "images", "manifest", "patient_names", "text"},
         "formats": {"dataset", "identifiers", "images", "manifest", "patient_names", "sizes", "slides", "text"},
         "checks": {"dataset", "formats", "images", "manifest", "patient_names", "sizes", "slides", "splits"},
     },

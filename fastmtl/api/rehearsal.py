@@ -6,14 +6,17 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from .. import data
 from ..builders import components, datasets
+from ..builders.split_leaks import split_leaks
 from ..config import Recipe
 from ..data.checks.damaged_tiles import MAX_DAMAGED
+from ..data.checks.duplicates import find_duplicates
+from ..data.checks.side_report import count_sides, sides_of
 from ..errors import UserError
 
 _T = TypeVar("_T")
@@ -25,10 +28,12 @@ class Rehearsal(NamedTuple):
     Attributes:
         refused: one line for each problem that would stop training.
         odd: problems that training would only print as notices, besides the notices of reading the data.
+        splits: the contents of each side of the split (`count_sides`); {} if the data cannot be split.
     """
 
     refused: list[str]
     odd: list[data.Problem]
+    splits: dict[str, dict[str, Any]]
 
 
 def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collection[str]) -> Rehearsal:
@@ -64,11 +69,14 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     elif lost > MAX_DAMAGED * len(folder):
         refused.append(f"{lost} of {len(folder)} tiles are damaged, too many to skip: check the disk")
     if not good:
-        return Rehearsal(refused, odd)
+        return Rehearsal(refused, odd, {})
     usable = replace(folder, tiles=good)
     split = tried(lambda: datasets.split_of(recipe, usable, root)[0])
     sides = split and tried(lambda: split.apply(usable))
-    train = sides[0] if sides else usable
+    train, splits = usable, {}
+    if split and sides:
+        train, splits = sides[0], count_sides(usable, sides_of(split))
+        odd += tried(lambda: split_leaks(recipe, usable, split, find_duplicates(usable))) or ()
     tried(lambda: datasets.check_training_tiles(recipe, train))
     tried(lambda: datasets.check_metadata(recipe, train))
     for name, options in recipe.tasks.items():  # one by one, so that a refused task does not hide another
@@ -79,4 +87,4 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     if not refused:  # otherwise the loader would report the same problem in other words
         tasks = components.build_tasks(recipe, usable.class_names, usable.classes)
         tried(lambda: components.build_loader(recipe, train, tasks, train=True, device=torch.device("cpu")).close())
-    return Rehearsal(refused, odd)
+    return Rehearsal(refused, odd, splits)

@@ -11,16 +11,21 @@ from pathlib import Path
 
 from .. import data
 from ..config import ConfigError, Recipe
+from ..data.checks.duplicates import find_duplicates
+from ..data.splits.sites import Units
 from ..tasks import target_kind
-from ..utils.words import counted
+from ..utils.words import counted, few
 from . import selection
 from .joined_sets import read_sets
 from .sets import check_training_tiles as check_training_tiles
 from .sets import column_in
+from .split_leaks import split_leaks
 from .target_checks import check_maps as check_maps
 from .target_checks import check_metadata as check_metadata
 from .target_checks import check_targets as check_targets
 from .target_checks import columns_of as columns_of
+
+_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         dataset = _with_column(dataset, column)
     if config.preprocessing:
         dataset = preprocessed(dataset, config.preprocessing)
+    if config.site:  # first: in its expression, "patient" is the patient
+        dataset = data.with_sites(dataset, config.site)
     return data.with_groups(dataset, config.group_by) if config.group_by else dataset
 
 
@@ -173,12 +180,14 @@ def read_splits(
 
     Files that are in `checked` are not decoded again. `accept` may refuse the tiles by an error before they are split.
     """
-    found = limited(recipe, read_data(recipe, root))
-    folder, _ = data.usable_tiles(found, recipe.data.on_damaged, checked=checked)
+    asked = limited(recipe, read_data(recipe, root))
+    folder, _ = data.usable_tiles(asked, recipe.data.on_damaged, checked=checked)
     if accept is not None:
         accept(folder)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
+    found = find_duplicates(folder)
+    leaks = split_leaks(recipe, folder, split, found)
     check_training_tiles(recipe, train)
     # With data.sets, the tiles' own classes are the sets.
     noun, own = ("data.sets", "sets") if recipe.data.sets else ("class", "label")
@@ -187,7 +196,9 @@ def read_splits(
     odd = (
         *data.patient_notices(folder),
         *data.scale_notices(folder),
-        *data.duplicate_notices(folder, leaks_alone=True),
+        *data.site_notices(folder),
+        *leaks,
+        *data.duplicate_notices(folder, leaks_alone=True, found=found),
         *(data.Problem(folder.root, line) for line in lacking),
     )
     problems = (*folder.problems, *odd)
@@ -221,6 +232,10 @@ def split_of(
     """
     split, origin = _held_out(recipe, folder, root, split_file)
     split = selection.with_inner_share(recipe, folder, split)
+    if recipe.data.site:
+        held_out = {*split.val, *split.test}
+        sites, every = Units(folder.subset(held_out)), Units(folder)
+        origin += f"; by site: {len(sites)} of {len(every)} sites held out ({few(sites.names, _SHOWN)})"
     share = f"; inner share: {counted(len(split.inner), 'training tile')}, which are not trained on"
     return split, origin + share * bool(split.inner)
 

@@ -15,16 +15,22 @@ from .. import data
 from ..api import rehearsal
 from ..builders import datasets
 from ..config import ConfigError, load_recipe, parse_overrides
-from ..utils.words import counted
+from ..utils.words import counted, few
 from . import data_page
 from .arguments import Parser
+from .file_progress import FileProgress
 
 _SHOWN = 20  # files without oddities that are listed
 
 
 def prepare(arguments: Sequence[str]) -> int:
-    """Write a manifest and print oddities; returns 1 if a file had to be left out."""
-    parser = Parser("prepare", "Write a manifest of a folder of tiles or slides, index the slides, and print oddities.")
+    """Write a manifest and print oddities; returns 1 if a file is not in the manifest."""
+    parser = Parser(
+        "prepare",
+        "Write a manifest of a folder of tiles or slides, index the slides, and print oddities. Running it again does "
+        "only what is missing. Exit status: 0 if all images and slides are in the manifest; 1 if some are not, because "
+        "they cannot be read or came later, or if there is none; 2 for wrong arguments.",
+    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="searched with its sub-folders")
     parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write (default: DIR/manifest.csv)")
     parser.add_argument(
@@ -35,23 +41,28 @@ def prepare(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--index-folder", type=Path, metavar="DIR", help="where slide indexes go (default: beside the slides)"
     )
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="files that are read at the same time (default: 2)"
+    )
     parser.add_json()
     parsed = parser.parse(arguments)
     names = {} if parsed.patient is None else {"patient": parsed.patient}
-    prepared = data.prepare(
-        parsed.folder,
-        parsed.out,
-        index_folder=parsed.index_folder,
-        on_file=lambda path: print(f"{path}", file=sys.stderr) if sys.stderr.isatty() else None,
-        **names,
-    )
+    with FileProgress() as progress:
+        prepared = data.prepare(
+            parsed.folder,
+            parsed.out,
+            index_folder=parsed.index_folder,
+            workers=parsed.workers,
+            on_progress=progress,
+            **names,
+        )
     if parsed.json:
         print(
             json.dumps(_prepared_words(prepared) | {"recipe": _recipe_words(prepared, parsed.index_folder)}, indent=1)
         )
     else:
         _show_prepared(prepared, parsed.index_folder)
-    return 0 if all(one.kind for one in prepared.found) else 1
+    return 0 if all(one.kind for one in prepared.found) and not prepared.unnamed else 1
 
 
 def data_command(arguments: Sequence[str]) -> int:
@@ -72,8 +83,8 @@ def data_command(arguments: Sequence[str]) -> int:
     dataset = datasets.read_data(recipe, parsed.path)
     found = data.examine(dataset, num_threads=recipe.data.num_threads)
     if parsed.recipe is not None:
-        refused, odd = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
-        found["refused"] = refused
+        refused, odd, splits = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
+        found |= {"refused": refused, "splits": splits or found["splits"]}
         found["notices"] += [{"path": str(problem.path), "reason": problem.reason} for problem in odd]
     if parsed.json:
         print(json.dumps(found, indent=1))
@@ -95,7 +106,13 @@ def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
         }
         for one in prepared.found
     ]
-    return {"manifest": str(prepared.manifest), "files": files, "passed_over": prepared.passed_over}
+    return {
+        "manifest": str(prepared.manifest),
+        "existed": prepared.existed,
+        "unnamed": list(prepared.unnamed),
+        "files": files,
+        "passed_over": prepared.passed_over,
+    }
 
 
 def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[str, str]:
@@ -135,7 +152,18 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
     used = [one for one in prepared.found if one.kind]
     slides = sum(one.kind == "slide" for one in used)
     what = f"{counted(len(used) - slides, 'tile')}, {counted(slides, 'slide')}"
-    console.print(f"{prepared.manifest}: {what}; see it with fastmtl data check")
+    left_out = [str(one.path) for one in prepared.found if not one.kind]
+    if left_out:
+        console.print(f"left out: {counted(len(left_out), 'file')}: {few(left_out, _SHOWN)}", soft_wrap=True)
+    if prepared.existed:
+        console.print(f"{prepared.manifest} was there and is unchanged; the folder has {what}", soft_wrap=True)
+        if prepared.unnamed:
+            console.print(
+                f"not in it: {few(prepared.unnamed, _SHOWN)}; add rows, or write another manifest with --out FILE",
+                soft_wrap=True,
+            )
+    else:
+        console.print(f"{prepared.manifest}: {what}; see it with fastmtl data check")
     for key, value in _recipe_words(prepared, index_folder).items():
         console.print(f"for recipes, and for --set of data check: data.{key}={value}")
 

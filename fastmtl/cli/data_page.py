@@ -67,7 +67,8 @@ def _summary(found: Mapping[str, Any]) -> Iterable[str]:
     if found["slides"]:
         yield f"mpp: {_by_slides(_mpp(slide) for slide in found['slides'])}"
     for side, counts in found["splits"].items():
-        yield f"split {side}: {counted(counts['tiles'], 'tile')} of {counted(counts['patients'], 'patient')}"
+        sites = f" from {counted(counts['sites'], 'site')}" if counts["sites"] else ""
+        yield f"split {side}: {counted(counts['tiles'], 'tile')} of {counted(counts['patients'], 'patient')}{sites}"
     yield f"sizes: {_sizes(found['sizes'])}"
 
 
@@ -93,9 +94,19 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Table, int]]:
         yield table("polygons of class", "polygons", "files", "drawn as", rows=rows[:SHOWN]), len(rows[SHOWN:])
         rows = [(path.removeprefix(home),) for path in polygons["without"]]
         yield table("without polygons", rows=rows[:_ENDS]), len(rows[_ENDS:])
+    yield from _side_tables(found["splits"])
     slides = _odd_first(found["slides"])
     heads = ("slide", "size", "mpp", "from", "vendor", "tiles", "a tile shows")
     yield table(*heads, rows=[_slide(slide, home) for slide in slides[:SHOWN]]), len(slides[SHOWN:])
+
+
+def _side_tables(sides: Mapping[str, Any]) -> Iterable[tuple[Table, int]]:
+    """The tiles of each class, and the polygons, on each side of a split."""
+    contents = [{**side["classes"], "polygons of": side["polygons"]} for side in sides.values()]
+    for column in dict.fromkeys(column for each in contents for column in each):
+        names = dict.fromkeys(name for each in contents for name in each.get(column, ()))
+        rows = [(_class(name), *(each.get(column, {}).get(name, 0) for each in contents)) for name in names]
+        yield table(f"{column} class", *sides, rows=rows[:SHOWN]), len(rows[SHOWN:])
 
 
 def _mask_tables(of: str, masks: Mapping[str, Any], home: str) -> Iterable[tuple[Table, int]]:

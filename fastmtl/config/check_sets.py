@@ -13,7 +13,7 @@ from .schema import DataConfig, Recipe
 from .sets import SetConfig
 
 _OPTIONS = (
-    *("format", "root", "columns", "classes", "patient", "group_by", "require", "preprocessing"),
+    *("format", "root", "columns", "classes", "patient", "group_by", "site", "require", "preprocessing"),
     *("mpp", "overlap", "min_tissue"),
     *("polygon_classes", "polygon_rename", "polygon_ignore", "polygon_region", "polygon_offset", "unannotated"),
 )

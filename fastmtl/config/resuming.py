@@ -25,7 +25,14 @@ MAY_CHANGE = (
         "training.max_restores",
     ),
     *("training.checkpoint_minutes", "training.checkpoint_steps", "training.keep_checkpoints", "training.rank_timeout"),
-    *("data.num_threads", "data.max_damaged", "data.root", "data.index_folder", "data.sets.*.data"),
+    *(
+        "data.num_threads",
+        "data.max_damaged",
+        "data.on_duplicates",
+        "data.root",
+        "data.index_folder",
+        "data.sets.*.data",
+    ),
     *("distributed.strategy", "distributed.replicas"),
     *("stages.*.epochs", "stages.*.optimizer.lr", "stages.*.optimizer.weight_decay"),
 )

@@ -102,6 +102,9 @@ class DataConfig:
     group_by: str = ""
     """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile" (a patient may then be on
     both sides); the patient if empty."""
+    site: str = ""
+    """Where images come from, for splits by whole sites (hospitals): a column, an expression over columns, or
+    "tcga_site", read from TCGA barcodes; empty: a site may be on both sides."""
     stratify: str = ""
     """Label column whose classes a split distributes evenly; the label if empty."""
     split_seed: int = 0
@@ -112,6 +115,9 @@ class DataConfig:
     """Columns that a tile must have: "mask", "label" or a further column; tiles without one are left out."""
     on_damaged: Literal["raise", "skip"] = "raise"
     """What to do with damaged files: refuse to start, or skip them."""
+    on_duplicates: Literal["raise", "keep"] = "raise"
+    """What to do with images or slides that are equal, byte for byte, and on two sides of the split: refuse to start,
+    or keep them, with a notice."""
     max_damaged: float = 0.0
     """Fraction of tiles that may fail during an epoch and are replaced by others; more failures stop the training."""
     sets: list[SetConfig] = field(default_factory=list[SetConfig])

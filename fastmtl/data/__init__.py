@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
     from .splits.groups import with_groups
+    from .splits.sites import site_notices, with_sites
     from .splits.split_files import load_groups, load_inner_groups, load_split, load_test_groups, save_split
     from .splits.splitting import (
         Split,
@@ -122,6 +123,7 @@ _NAMES = {
     "slides.slide": "Slide open_slide",
     "slides.tissue_mask": "TissueMask",
     "splits.groups": "with_groups",
+    "splits.sites": "site_notices with_sites",
     "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes published_fold split_by_column "
     "split_by_groups with_inner_share",
     "splits.split_files": "load_groups load_inner_groups load_split load_test_groups save_split",
@@ -148,9 +150,9 @@ __all__ = [
     "judge_maps", "kfold", "kind_of", "label_of", "list_formats", "load_groups", "load_inner_groups", "load_split",
     "load_test_groups", "mosaic_target", "one_sided_classes", "open_picture", "open_slide", "patient_notices",
     "picture_size", "polygon_classes", "prepare", "published_fold", "read_dataset", "read_manifest", "read_tile_folder",
-    "register_format", "save_split", "scale_notices", "seen_masks", "slide_statistics", "slides_of",
+    "register_format", "save_split", "scale_notices", "seen_masks", "site_notices", "slide_statistics", "slides_of",
     "split_by_column", "split_by_groups", "standardize_luminosity", "summary_lines", "usable_tiles",
-    "use_index_folder", "with_groups", "with_inner_share",
+    "use_index_folder", "with_groups", "with_inner_share", "with_sites",
     "without_predictions", "write_manifest", "write_outlines", "wrong_maps",
 ]  # fmt: skip
 

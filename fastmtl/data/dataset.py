@@ -75,6 +75,8 @@ class Tile:
         group: the patient; a split keeps it together.
         values: further columns by name: pictures, class indices (int), numbers, boxes and vectors (tuples of float);
             None or absent if unknown.
+        site: the hospital or laboratory that it comes from; a split keeps it together too. "" where sites do not count
+            (see `with_sites`).
     """
 
     id: str
@@ -83,6 +85,7 @@ class Tile:
     label: int | None
     group: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    site: str = ""
 
 
 def label_of(tile: Tile, column: str) -> int | None:

@@ -220,3 +220,23 @@ def test_damage_is_found_behind_every_kind_of_picture(folder: Path):
         assert says in reason
     kept, _ = data.usable_tiles(dataset, "skip", max_damaged=0.9)
     assert [tile.id for tile in kept.tiles] == ["ok"]
+
+
+@pytest.mark.parametrize("bad", ["4O", "unknown"])
+def test_numbers_with_one_bad_cell_name_its_line(tmp_path: Path, bad: str):
+    ages = [str(20 + number % 30) for number in range(60)]
+    ages[40] = bad
+    (tmp_path / "m.csv").write_text("\n".join(["image,age", *(f"{n}.png,{age}" for n, age in enumerate(ages))]))
+    reasons = [problem.reason for problem in read_manifest(tmp_path / "m.csv").problems]
+    said = (
+        f"column 'age' is taken for classes, for {bad!r} (line 42) is no number; leave cells empty where there is none"
+    )
+    assert said in reasons
+    with pytest.raises(ValueError, match=f"line 42: age must be a number; got '{bad}'"):
+        read_manifest(tmp_path / "m.csv", ManifestOptions(columns={"age": "number"}))
+
+
+def test_grades_with_one_that_is_unknown_stay_classes_without_a_word(tmp_path: Path):
+    grades = ["1", "2", "3", "unknown"] * 8
+    (tmp_path / "m.csv").write_text("\n".join(["image,grade", *(f"{n}.png,{one}" for n, one in enumerate(grades))]))
+    assert not [one for one in read_manifest(tmp_path / "m.csv").problems if "no number" in one.reason]

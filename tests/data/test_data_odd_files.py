@@ -207,7 +207,7 @@ def test_patients_that_are_not_read_are_told_where_a_split_may_part_them(name, t
     assert any(said in reason for reason in _reasons(dataset))
     grouped = data.with_groups(dataset, "{" + name + "}")
     assert not [reason for reason in _reasons(grouped) if "not read as patients" in reason]
-    rows = "".join(f"{number}.png,A,p{number},{number % 4}\n" for number in range(8))
+    rows = "".join(f"{number}.png,A,p{number % 4},{number % 4}\n" for number in range(8))  # the columns agree
     assert not [one for one in _reasons(_read(tmp_path, f"image,label,patient,{name}\n{rows}")) if "not read" in one]
 
 

@@ -24,7 +24,7 @@ from fastmtl.config import DistributedConfig, load_recipe
 from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 make_torchvision_importable()
-OWN_TESTS = ("cluster.md", "extending.md", "pretrained.md", "reliability.md", "sets.md", "stages.md")
+OWN_TESTS = ("cluster.md", "extending.md", "pretrained.md", "reliability.md", "sets.md", "splits.md", "stages.md")
 BLOCKS = [block for block in blocks() if block.page not in OWN_TESTS and not is_of_a_loop(block)]
 SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "2", "--set", "model.base_channels=4"]
 CLAIMED: list[Block] = []

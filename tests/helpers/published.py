@@ -31,7 +31,8 @@ def write_gi_tract(root, *, cases=(2, 7), days=(1, 3), slices=3, size=(20, 16)):
             for number in range(1, slices + 1):
                 scan = f"case{case}_day{day}"
                 name = f"slice_{number:04d}_{width}_{height}_1.50_1.63.png"
-                grey = np.random.default_rng(number).integers(0, 900, (height, width)).astype(np.uint16)
+                seed = (case, day, number)  # equal images of two patients are refused
+                grey = np.random.default_rng(seed).integers(0, 900, (height, width)).astype(np.uint16)
                 path = root / "train" / f"case{case}" / scan / "scans" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(grey).save(path)
@@ -48,7 +49,7 @@ def write_hep2(root, labels=("homogeneous ", "mitsp"), size=24, folds=0):
     for patient, label in enumerate(labels, 1):
         for patch in range(2):
             stem = f"{patient:05d}_p0_patch{patch}"
-            write_image(root / "dataset" / "train" / f"{stem}.tif", random_pixels(patch, size)[..., 0])
+            write_image(root / "dataset" / "train" / f"{stem}.tif", random_pixels(2 * patient + patch, size)[..., 0])
             write_image(root / "dataset" / "train" / f"{stem}_Mask.tif", drawn_mask(patch, size, size) * 255)
             rows.append((f"{stem}.tif", f"{stem}_Mask.tif", label, "positive" if patch else "intermediate "))
     write_csv(root / "dataset" / "train.csv", rows)

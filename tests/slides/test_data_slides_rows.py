@@ -146,7 +146,7 @@ def test_prepare_pairs_masks_and_reports_damage(tmp_path: Path, slides: Path, ca
     assert next(tile for tile in dataset.tiles if tile.group == "P0").mask == folder / "masks" / "p0-a.png"
     assert (folder / ".fastmtl").is_dir(), "the slide has an index"
     assert main(["prepare", str(folder)]) == 1
-    assert "already exists" in capsys.readouterr().err
+    assert "manifest.csv was there and is unchanged; the folder has 2 tiles, 1 slide" in capsys.readouterr().out
 
 
 def test_prepare_and_check_a_tile_folder(tmp_path: Path, capsys):

@@ -1,37 +1,80 @@
-"""Duplicate images; if two patients share one, any split leaks."""
+"""Images and slides that are there twice; if two sides of a split share one, its scores are too high."""
 
 from __future__ import annotations
 
 import hashlib
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ...utils.words import counted
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile
+from ..images.arrays import GreyPicture
+from ..slides.remote.path import RemotePath
 
-_LOOKED_AT = 4096  # bytes: a page
+_PAGE = 4096  # bytes
 _PLACES = 64
+_CHUNK = 2**22  # bytes
 _WITHOUT_PIXELS = (".mrxs", ".vms")  # these files of slides only name others
 
 
-def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Problem]:
-    """A notice if tiles show the same picture: the same file or region, or files that are identical; and one if slides
-    are identical.
+class Duplicates(NamedTuple):
+    """What appears more than once in a data set, each as a list of two or more.
 
-    Only files of equal size are read: images in full if their middles are equal, slides at `_PLACES` places.
+    Attributes:
+        pictures: tiles that show one picture: the same file or region, or files that are equal byte for byte.
+        slides: slides that are equal byte for byte.
+        edited: slides that are equal at all places that were compared, but not everywhere.
+        tiles: slide -> its tiles.
+    """
+
+    pictures: list[list[Tile]]
+    slides: list[list[Path]]
+    edited: list[list[Path]]
+    tiles: Mapping[Path, list[Tile]]
+
+
+def find_duplicates(dataset: Dataset) -> Duplicates:
+    """Compare the files of a data set.
+
+    Only files of equal size are read: a page in their middle, and if those are equal, images in full and slides at
+    `_PLACES` places; slides that agree there are read in full, except those on servers.
+    """
+    tiles: dict[Path, list[Tile]] = defaultdict(list)
+    for tile in dataset.tiles:
+        if isinstance(tile.image, Region):
+            tiles[tile.image.slide].append(tile)
+    scans = (slide for slide in tiles if slide.suffix.lower() not in _WITHOUT_PIXELS)
+    slides, edited = [], []
+    for alike in _several(_digests(scans, _sampled)):
+        whole: dict[bytes, list[Path]] = defaultdict(list)
+        for slide in alike:
+            whole[b"" if isinstance(slide, RemotePath) else _whole(slide)].append(slide)
+        slides += [same for same in whole.values() if len(same) > 1]
+        edited += [[same[0] for same in whole.values()]] if len(whole) > 1 else []
+    pictures = [own for own in equal_pictures(dataset.tiles).values() if len(own) > 1]
+    return Duplicates(pictures, slides, edited, tiles)
+
+
+def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False, found: Duplicates | None = None) -> list[Problem]:
+    """A notice if tiles show the same picture, one if slides are identical, and one if slides are nearly so.
 
     Args:
-        dataset: the tiles to compare.
-        leaks_alone: whether to report only pictures that several patients share.
+        dataset: the tiles that were compared.
+        leaks_alone: whether to report only what several patients share.
+        found: the result of `find_duplicates`, if it is there.
     """
-    found = _same_slides(dataset, leaks_alone)
-    groups = [tiles for tiles in equal_pictures(dataset.tiles).values() if len(tiles) > 1]
+    found = found or find_duplicates(dataset)
+    notices = _slide_notice(dataset, found, found.slides, "slide", "under several names", leaks_alone)
+    differing = f"with a slightly different copy (equal at {_PLACES} places of the file, not everywhere)"
+    notices += _slide_notice(dataset, found, found.edited, "slide", differing, leaks_alone)
+    groups = found.pictures
     leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
     groups = leaks if leaks_alone else groups
     if not groups:
-        return found
+        return notices
     count = sum(len(tiles) for tiles in groups)
     first = (leaks or groups)[0]
     shown = f"{first[0].id} and {first[1].id}"
@@ -40,17 +83,41 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
         shown = f"{first[0].id} of {first[0].group} and {other.id} of {other.group}"
     of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
     appear = f"{counted(len(groups), 'picture')} {'appears' if len(groups) == 1 else 'appear'} more than once"
-    return [*found, Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
+    return [*notices, Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
 
 
-def _same_slides(dataset: Dataset, leaks_alone: bool) -> list[Problem]:
-    """A notice if the data set has a slide under several names."""
-    patients = {tile.image.slide: tile.group for tile in dataset.tiles if isinstance(tile.image, Region)}
-    by_content: dict[bytes, list[Path]] = defaultdict(list)
-    scans = (slide for slide in patients if slide.suffix.lower() not in _WITHOUT_PIXELS)
-    for slide, digest in _digests(scans, _sampled).items():
-        by_content[digest].append(slide)
-    groups = [slides for slides in by_content.values() if len(slides) > 1]
+def duplicates_across(found: Duplicates, sides: Mapping[str, str]) -> list[str]:
+    """What is on two sides of a split, in words: the two names, their patients and sides; slides first.
+
+    Args:
+        found: the result of `find_duplicates`.
+        sides: id -> the side of a tile; tiles on none are passed over.
+    """
+    pairs = []
+    for slides in found.slides:
+        of_each = [(slide, tile) for slide in slides for tile in found.tiles[slide]]
+        if pair := _first_pair([(tile, f"slide {slide}", str(slide)) for slide, tile in of_each], sides):
+            pairs.append(pair)
+    for tiles in found.pictures:
+        if pair := _first_pair([(tile, tile.id, tile.id) for tile in tiles], sides):
+            pairs.append(pair)
+    return pairs
+
+
+def equal_pictures(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
+    """The tiles by their picture; tiles of identical image files are together."""
+    by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
+    files = {tile.id: file for tile in tiles if (file := _file(tile.image)) is not None}
+    contents = _digests(set(files.values()), _whole)
+    for tile in tiles:
+        by_picture[contents.get(files.get(tile.id, Path())) or _key(tile.image)].append(tile)
+    return by_picture
+
+
+def _slide_notice(
+    dataset: Dataset, found: Duplicates, groups: Sequence[list[Path]], noun: str, how: str, leaks_alone: bool
+) -> list[Problem]:
+    patients = {slide: tiles[0].group for slide, tiles in found.tiles.items()}
     leaks = [slides for slides in groups if len({patients[slide] for slide in slides}) > 1]
     groups = leaks if leaks_alone else groups
     if not groups:
@@ -60,23 +127,33 @@ def _same_slides(dataset: Dataset, leaks_alone: bool) -> list[Problem]:
         other = next(slide for slide in leaks[0] if patients[slide] != patients[first])
     whose = [f" of {patients[slide]}" * bool(leaks) for slide in (first, other)]
     of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
-    reason = f"{counted(len(groups), 'slide')} under several names{of_two}: {first}{whose[0]} and {other}{whose[1]}"
+    reason = f"{counted(len(groups), noun)} {how}{of_two}: {first}{whose[0]} and {other}{whose[1]}"
     return [Problem(dataset.root, reason)]
+
+
+def _first_pair(named: Sequence[tuple[Tile, str, str]], sides: Mapping[str, str]) -> str:
+    """The first entry (tile, words, name) and one of another name on another side; "" if there is none."""
+    placed: dict[tuple[str, str], tuple[Tile, str]] = {}
+    for tile, words, name in named:
+        if tile.id in sides:
+            placed.setdefault((name, sides[tile.id]), (tile, words))
+    for (name, side), (tile, words) in placed.items():
+        for (other_name, other_side), (other, other_words) in placed.items():
+            if other_side != side and other_name != name:
+                return f"{words} ({tile.group}, {side}) and {other_words} ({other.group}, {other_side})"
+    return ""
+
+
+def _file(picture: ImageSource) -> Path | None:
+    """The file whose whole content is the picture."""
+    if isinstance(picture, GreyPicture):
+        return picture.file
+    return picture if isinstance(picture, Path) else None
 
 
 def _key(picture: ImageSource) -> Hashable:
     """A key shared by equal pictures; a custom picture without a hash equals no other."""
     return picture if isinstance(picture, Hashable) else id(picture)
-
-
-def equal_pictures(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
-    """The tiles by their picture; tiles of identical image files are together."""
-    by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
-    contents = _digests({tile.image for tile in tiles if isinstance(tile.image, Path)}, _whole)
-    for tile in tiles:
-        image = _key(tile.image)
-        by_picture[contents.get(image, image) if isinstance(image, Path) else image].append(tile)
-    return by_picture
 
 
 def _digests(files: Iterable[Path], digest: Callable[[Path], bytes]) -> dict[Path, bytes]:
@@ -92,8 +169,20 @@ def _digests(files: Iterable[Path], digest: Callable[[Path], bytes]) -> dict[Pat
     }
 
 
+def _several(digests: Mapping[Path, bytes]) -> list[list[Path]]:
+    """The files of each digest that several have."""
+    groups: dict[bytes, list[Path]] = defaultdict(list)
+    for file, digest in digests.items():
+        groups[digest].append(file)
+    return [files for files in groups.values() if len(files) > 1]
+
+
 def _whole(file: Path) -> bytes:
-    return hashlib.sha256(file.read_bytes()).digest()
+    found = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            found.update(chunk)
+    return found.digest()
 
 
 def _sampled(slide: Path) -> bytes:
@@ -102,7 +191,7 @@ def _sampled(slide: Path) -> bytes:
     with slide.open("rb") as content:
         for place in range(_PLACES):
             content.seek(size * place // _PLACES)
-            found.update(content.read(_LOOKED_AT))
+            found.update(content.read(_PAGE))
     return found.digest()
 
 
@@ -119,4 +208,4 @@ def _middle(file: Path) -> bytes:
     """Bytes that differ in most pictures of one size: headers are alike, and ends may be."""
     with file.open("rb") as content:
         content.seek(file.stat().st_size // 2)
-        return content.read(_LOOKED_AT)
+        return content.read(_PAGE)

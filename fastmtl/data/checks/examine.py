@@ -12,12 +12,14 @@ from ...errors import reason_of
 from ...utils.words import counted, few
 from ..dataset import Dataset, Problem, Region, Tile, class_counts, kind_of, maps_of
 from ..images.pictures import file_of, open_picture, picture_size
+from ..splits.sites import site_notices
 from ..splits.splitting import split_by_column
 from .damaged_tiles import MAX_PIXELS, check_tiles, named_file
 from .duplicates import duplicate_notices
 from .mask_report import examine_masks
 from .near_duplicates import near_duplicate_notices
 from .patients import patient_notices, patients_found, summary_lines
+from .side_report import count_sides, sides_of_column
 from .slide_report import polygons_of_tiles, scale_notices, slides_of_tiles
 
 
@@ -27,8 +29,8 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
     Returns:
         "path", "num_tiles", "num_patients", "num_slides"; "summary", a few lines; "patients_found", how -> {"patients",
         "tiles"}; "columns": name -> {"kind", "present", for labels "classes": name -> tiles and "patients": name ->
-        patients, for numbers "range"}; "splits": side -> {"tiles", "patients"}; "patients": name -> tiles; "sizes":
-        "WIDTHxHEIGHT" -> tiles; "masks", "slides", "polygons": see `examine_masks`, `slides_of_tiles`,
+        patients, for numbers "range"}; "splits": of the column split, see `count_sides`; "patients": name -> tiles;
+        "sizes": "WIDTHxHEIGHT" -> tiles; "masks", "slides", "polygons": see `examine_masks`, `slides_of_tiles`,
         `polygons_of_tiles`; "broken": [{"path", "reason"}], files that training could not use, "damaged_tiles", the
         ids of theirs; "notices": the same as "broken" for what is odd.
     """
@@ -42,6 +44,7 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
     columns = _columns(dataset)
     odd = [
         *patient_notices(dataset),
+        *site_notices(dataset),
         *_column_notices(dataset, columns),
         *_split_notices(dataset),
         *of_masks,
@@ -57,7 +60,7 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
         "summary": summary_lines(dataset),
         "patients_found": patients_found(dataset),
         "columns": columns,
-        "splits": _splits(tiles),
+        "splits": count_sides(dataset, sides_of_column(dataset)),
         "patients": dict(sorted(Counter(tile.group for tile in tiles).items())),
         "sizes": dict(Counter(_size(tile) for tile in tiles if file_of(tile.image) not in bad).most_common()),
         "masks": masks,
@@ -148,14 +151,6 @@ def _split_notices(dataset: Dataset) -> list[Problem]:
     except ValueError as error:
         return [Problem(dataset.root, f"column 'split': {str(error).removeprefix(f'{dataset.root}: ')}")]
     return []
-
-
-def _splits(tiles: Sequence[Tile]) -> dict[str, dict[str, int]]:
-    sides: dict[str, list[Tile]] = {}
-    for tile in tiles:
-        if tile.values.get("split") is not None:
-            sides.setdefault(tile.values["split"], []).append(tile)
-    return {side: {"tiles": len(own), "patients": len({tile.group for tile in own})} for side, own in sides.items()}
 
 
 def _size(tile: Tile) -> str:

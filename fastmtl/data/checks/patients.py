@@ -11,10 +11,14 @@ from ...utils.suggestions import folded
 from ...utils.words import counted, few, named
 from ..dataset import Dataset, Problem, Region, Tile, class_counts
 from ..images.pictures import file_of
+from ..splits.sites import Units
 
 _NEARLY_ALL = 0.8  # a patient with more than this share of the tiles is suspicious
 _FEW = 8  # tiles; fewer allow no conclusion
 _PATIENT_COLUMN = re.compile(r"(patient|subject|case|donor|participant)s?(id|no|nr|num|number|code|name|key)?")
+_SITE_COLUMN = re.compile(
+    r"(site|cent(er|re)|hospital|institut(e|ion)|clinic|lab|laboratory|tss|tissuesourcesite)s?(id|no|code|name)?"
+)
 _SHOWN = 20  # classes of a column in one line
 
 
@@ -52,26 +56,49 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
     if len(tiles) >= _FEW and count > _NEARLY_ALL * len(tiles):
         share = f"all {count}" if count == len(tiles) else f"{count} of the {len(tiles)}"
         reasons.append(f"patient {largest!r} has {share} tiles, and a split must keep them together; {cure}")
-    reasons += _unused_patient_columns(dataset)
+    reasons += [*_unused_patient_columns(dataset), *_unused_site_columns(dataset)]
     return tuple(Problem(dataset.root, reason) for reason in reasons)
 
 
 def _unused_patient_columns(dataset: Dataset) -> Iterator[str]:
-    """Unused columns that seem to name patients, if a value has tiles in several groups."""
-    if dataset.patients_from.startswith("column") or dataset.patients_from.startswith("group_by"):
+    """Unused columns that seem to name patients, if a value has tiles in several groups: the same patient under two
+    names. Beside a column of patients, cases do not count: they are often numbered within the patient."""
+    if dataset.patients_from.startswith("group_by"):
         return
+    has_column = dataset.patients_from.startswith("column")
     for name in dict.fromkeys(name for tile in dataset.tiles for name in tile.values):
         if not _PATIENT_COLUMN.fullmatch("".join(filter(str.isalnum, name.lower()))):
+            continue
+        if has_column and name.lower().startswith("case"):
             continue
         groups: dict[Any, set[str]] = {}
         for tile in dataset.tiles:
             if (value := tile.values.get(name)) is not None:
                 groups.setdefault(value, set()).add(tile.group)
+        cure = f"look at {dataset.patients_from}" if has_column else "call it patient, or set data.group_by"
         torn = sum(len(own) > 1 for own in groups.values())
         if torn:
             yield (
                 f"column {name!r} is not read as patients, and tiles of {torn} of its {len(groups)} values may be on "
-                "two sides of a split; call it patient, or set data.group_by"
+                f"two sides of a split; {cure}"
+            )
+
+
+def _unused_site_columns(dataset: Dataset) -> Iterator[str]:
+    """Columns that seem to name sites, if splits do not keep them together and each has several patients."""
+    if any(tile.site for tile in dataset.tiles) or dataset.patients_from.startswith("group_by"):
+        return
+    for name in dict.fromkeys(name for tile in dataset.tiles for name in tile.values):
+        if not _SITE_COLUMN.fullmatch("".join(filter(str.isalnum, name.lower()))):
+            continue
+        patients: dict[Any, set[str]] = {}
+        for tile in dataset.tiles:
+            if (value := tile.values.get(name)) is not None:
+                patients.setdefault(value, set()).add(tile.group)
+        if len(patients) > 1 and any(len(own) > 1 for own in patients.values()):
+            yield (
+                f"column {name!r} has {len(patients)} values, and one may be on two sides of a split; if they are "
+                f'hospitals or laboratories, set data.site = "{name}"'
             )
 
 
@@ -86,6 +113,9 @@ def summary_lines(dataset: Dataset, own: str = "label") -> list[str]:
         lines = [f"patients: not kept together; each of the {len(sizes)} tiles is a group of its own (group_by tile)"]
     else:
         lines = [f"patients: {len(sizes)}, found by {found_by}; {each} each"]
+    if any(tile.site for tile in dataset.tiles):
+        units = Units(dataset)
+        lines.append(f"sites: a split keeps together {units.in_words()}")
     for column, classes in class_counts(dataset).items():
         counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
         lines.append(f"{own if column == 'label' else column}: {few(counts, _SHOWN)}")

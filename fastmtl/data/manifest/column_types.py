@@ -16,6 +16,8 @@ Kind = Literal["picture", "label", "number", "vector", "box", "pixel_box", "text
 KINDS: tuple[str, ...] = get_args(Kind)
 
 _MOST_CLASSES = 64
+_MEASURED = 10  # different numbers in a column that hardly holds classes
+_FEW = 0.1  # share of cells that are no numbers by mistake
 
 
 def infer_kind(name: str, cells: Sequence[str]) -> Kind:
@@ -58,13 +60,25 @@ def are_classes(cells: Sequence[str]) -> bool:
     return is_whole and len(set(numbers)) <= _MOST_CLASSES and len(set(numbers)) < len(numbers)
 
 
-def why_text(name: str, cells: Sequence[str]) -> str:
-    """The notice about a column of text; names the cell that is no number, where most are numbers."""
-    filled = [cell for cell in cells if cell]
-    others = [cell for cell in filled if not parse_numbers(cell)]
+def why_no_number(name: str, kind: Kind, cells: Sequence[str], lines: Sequence[int]) -> str:
+    """The notice about a column that is text, or classes although nearly all its cells are different numbers; names the
+    line of the first cell that is no number, where most are. "" for other columns.
+
+    >>> why_no_number("age", "text", ["51", "62", "4O"], [2, 3, 4])
+    "column 'age' is text, for '4O' (line 4) is no number; leave cells empty where there is none"
+    """
+    filled = [(cell, line) for cell, line in zip(cells, lines, strict=True) if cell]
+    others = [(cell, line) for cell, line in filled if not parse_numbers(cell)] if kind in ("text", "label") else []
+    if kind == "label":
+        numbers = {cell for cell, _ in filled} - {cell for cell, _ in others}
+        if len(numbers) < _MEASURED or len(others) > _FEW * len(filled):
+            return ""
     if others and 2 * len(others) < len(filled):
-        return f"column {name!r} is text, for {others[0]!r} is no number; leave cells empty where there is none"
-    return f"column {name!r} is text: kept, no task can learn it"
+        (cell, line), what = others[0], "text" if kind == "text" else "taken for classes"
+        return (
+            f"column {name!r} is {what}, for {cell!r} (line {line}) is no number; leave cells empty where there is none"
+        )
+    return f"column {name!r} is text: kept, no task can learn it" if kind == "text" else ""
 
 
 def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:

@@ -67,13 +67,15 @@ class PathRule:
         return PurePosixPath(Path(os.path.relpath(path, self.folder))).as_posix()
 
     def _inside(self, text: str, place: str) -> Path:
-        path = Path(os.path.normpath(self.folder / text))
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
+        # As texts: paths are several times slower, and a manifest may have 100,000 of them.
+        path = os.path.normpath(os.path.join(self.folder, text))
+        root, whole = (os.path.normcase(os.path.abspath(one)) for one in (self.root, path))
+        if whole != root and not whole.startswith(os.path.join(root, "")):
             raise ValueError(
                 f"{place}: {text} is outside the data root {self.root}; if it may, name a folder that holds both as "
                 "data.root"
             )
-        return path
+        return Path(path)
 
     def _on_disk(self, path: Path, place: str) -> Path:
         """`path` as its file and folders are spelled on disk; unchanged where they do not exist."""

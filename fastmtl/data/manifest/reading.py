@@ -222,8 +222,9 @@ class _Reader:
     def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
         path, kinds = self.table.path, self.kinds.items()
         given = {*(self.options.columns or {}), *(self.options.classes or {})}
-        text = (name for name, kind in kinds if kind == "text" and name not in RESERVED)
-        reasons = [cells_of.why_text(name, self.column[name]) for name in text]
+        lines = self.table.lines
+        inferred = (name for name, kind in kinds if name not in RESERVED and (kind == "text" or name not in given))
+        reasons = [cells_of.why_no_number(name, self.kinds[name], self.column[name], lines) for name in inferred]
         reasons += (cells_of.why_commas(name, kind, self.column[name]) for name, kind in kinds if name not in given)
         reasons += (cells_of.why_sentinel(name, self.column[name]) for name, kind in kinds if kind == "number")
         reasons += (

@@ -16,10 +16,11 @@ from ...utils.suggestions import nearest
 from ...utils.words import counted, few
 from ..dataset import Dataset, Tile, label_of
 from ..identifiers import identifier_key
-from ..patient_names import one_spelling
+from .site_folds import balanced_folds
+from .sites import Units
 from .small_splits import Shares
 
-_FEW_PATIENTS = 30  # with more patients, folds stay as they are, as in earlier versions
+_FEW = 30  # with more patients, or sites, folds stay as they are, as in earlier versions
 _NEAR = 0.1  # a share of the tiles that is this near to the requested one is accepted
 
 
@@ -40,11 +41,15 @@ class Split:
     inner: tuple[str, ...] = ()
     inner_groups: tuple[str, ...] = ()
 
+    @property
+    def sides(self) -> dict[str, tuple[str, ...]]:
+        """The ids of each side, by its name in messages."""
+        return {"training": self.train, "validation": self.val, "the test": self.test, "the inner share": self.inner}
+
     def apply(self, folder: Dataset) -> tuple[Dataset, Dataset]:
         """(training folder, validation folder); all sides, the test and the inner share too, are checked to share no
-        patient."""
-        sides = {"training": self.train, "validation": self.val, "the test": self.test, "the inner share": self.inner}
-        tiles = {name: folder.subset(ids).tiles for name, ids in sides.items()}
+        patient and no site."""
+        tiles = {name: folder.subset(ids).tiles for name, ids in self.sides.items()}
         for one, other in combinations(tiles, 2):
             check_no_leak(tiles[one], tiles[other], (one, other))
         return folder.subset(self.train), folder.subset(self.val)
@@ -61,14 +66,26 @@ class Split:
 def check_no_leak(
     train: Iterable[Tile], val: Iterable[Tile], sides: tuple[str, str] = ("training", "validation")
 ) -> None:
-    """Raise ValueError if patients have tiles on both sides; it names them."""
-    one, other = ({identifier_key(name): name for name in {tile.group for tile in tiles}} for tiles in (train, val))
-    shared = sorted(one[key] for key in one.keys() & other.keys())
+    """Raise ValueError if patients, or sites, have tiles on both sides; it names them."""
+    train, val = list(train), list(val)
+    shared = _shared((tile.group for tile in train), (tile.group for tile in val))
     if shared:
         raise ValueError(
             f"{len(shared)} patient(s) are in {sides[0]} and in {sides[1]}: {few(shared, 5)}; "
             "split by patient, see grouped_split"
         )
+    shared = _shared((tile.site for tile in train), (tile.site for tile in val))
+    if shared:
+        raise ValueError(
+            f"{len(shared)} site(s) are in {sides[0]} and in {sides[1]}: {few(shared, 5)}; draw the split by site "
+            "(data.folds or data.val_fraction, without a split file or column), or unset data.site"
+        )
+
+
+def _shared(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    """Names of both, in any spelling; "" is none."""
+    first, second = ({identifier_key(name): name for name in set(names) if name} for names in (one, other))
+    return sorted(first[key] for key in first.keys() & second.keys())
 
 
 def split_by_groups(
@@ -133,6 +150,8 @@ def grouped_split(
 ) -> Split:
     """Hold out about these fractions of the tiles, whole patients at a time, with similar class shares on all sides.
 
+    Where tiles have a site (`with_sites`), whole sites are held out.
+
     Args:
         folder: what to split.
         val_fraction: share for validation.
@@ -147,10 +166,10 @@ def grouped_split(
         raise ValueError(f"`val_fraction` must be between 0 and 1; got {val_fraction}")
     if test_fraction != 0 and not 0 < test_fraction < 1 - val_fraction:
         raise ValueError(f"`test_fraction` must be between 0 and 1 - val_fraction; got {test_fraction}")
-    sides = 3 if test_fraction else 2
-    if len(folder.groups) < sides:
+    sides, units = 3 if test_fraction else 2, Units(folder)
+    if len(units) < sides:
         asked = f"val_fraction {val_fraction:g}" + (f" and test_fraction {test_fraction:g}" if test_fraction else "")
-        raise ValueError(f"{folder.root} has {len(folder.groups)} patient(s), and {asked} needs {sides} or more")
+        raise ValueError(f"{folder.root} has {_found(units)}, and {asked} needs {sides} or more")
     if not test_fraction:
         return split_by_groups(folder, _share(folder, val_fraction, seed, stratify, sides))
     test = _share(folder, test_fraction, seed, stratify, sides)
@@ -170,20 +189,24 @@ def with_inner_share(folder: Dataset, split: Split, fraction: float, seed: int =
         stratify: label column whose classes should be on both sides; "" is the tiles' own label.
 
     Raises:
-        ValueError: the fraction is out of range, an unknown column, or the training tiles are of one patient.
+        ValueError: the fraction is out of range, an unknown column, or the training tiles are of one patient or site.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`inner_fraction` must be between 0 and 1; got {fraction}")
     rest = folder.subset(split.train)
-    if len(rest.groups) < 2:
-        raise ValueError(f"{folder.root} has one training patient, and an inner share needs 2 or more")
+    if len(units := Units(rest)) < 2:
+        raise ValueError(f"{folder.root} has one training {units.noun}, and an inner share needs 2 or more")
     share = _share(rest, fraction, seed, stratify, 2)
     return split_by_groups(folder, split.held_out_groups, split.test_groups, share)
 
 
 def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str = "") -> list[Split]:
-    """`num_folds` splits; every patient is held out in exactly one."""
-    folds = _held_out_per_fold(folder, num_folds, seed, _labels(folder, stratify))
+    """`num_folds` splits; every patient is held out in exactly one, and so is every site (`with_sites`).
+
+    Raises:
+        ValueError: fewer than 2 folds, more folds than patients or sites, or an unknown column.
+    """
+    folds = _held_out_per_fold(folder, Units(folder), num_folds, seed, _labels(folder, stratify))
     return [split_by_groups(folder, fold) for fold in folds]
 
 
@@ -208,55 +231,60 @@ def published_fold(folder: Dataset, number: int) -> tuple[Split, str]:
 
 
 def _share(folder: Dataset, fraction: float, seed: int, stratify: str, sides: int) -> list[str]:
-    """The patients of about this fraction of the tiles: the first folds, or a better selection if patients are few."""
-    groups = folder.groups
-    most = max(2, min(20, len(groups)))  # folds that there are patients for
+    """The patients of about this fraction of the tiles: the first folds, or a better selection if patients or sites are
+    few."""
+    units = Units(folder)
+    most = max(2, min(20, len(units)))  # folds that there are units for
     share = Fraction(fraction).limit_denominator(most)
     if share in (0, 1):
         share = Fraction(1, most) if share == 0 else Fraction(most - 1, most)
     labels = _labels(folder, stratify)
     try:
-        folds = _held_out_per_fold(folder, share.denominator, seed, labels)
+        folds = _held_out_per_fold(folder, units, share.denominator, seed, labels)
         first = [group for fold in folds[: share.numerator] for group in fold]
     except ValueError:  # no class has as many images as there are folds
         first = []
-    if len(groups) > _FEW_PATIENTS and 0 < len(first) < len(groups):
+    if len(units) > _FEW and 0 < len(first) < len(folder.groups):
         return first
-    shares = Shares(labels, _groups(folder), fraction, sides)
+    held_out = set(first)
+    of_first = sorted({unit for unit, group in zip(units.of_tiles, units.groups, strict=True) if group in held_out})
+    shares = Shares(labels, units.of_tiles, fraction, sides)
 
     def faults(held_out: list[str]) -> tuple[int, float]:
         lacking, off = shares.faults(held_out)
         return lacking, max(0.0, off - _NEAR)
 
-    if faults(first) == (0, 0):
+    if faults(of_first) == (0, 0):
         return first
-    return min(first, shares.draw(seed), key=faults)
+    return units.groups_of(min(of_first, shares.draw(seed), key=faults))
 
 
-def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, labels: Sequence[int]) -> list[list[str]]:
-    if num_folds < 2 or num_folds > len(folder.groups):
+def _held_out_per_fold(
+    folder: Dataset, units: Units, num_folds: int, seed: int, labels: Sequence[int]
+) -> list[list[str]]:
+    """The patients that each fold holds out."""
+    if num_folds < 2 or num_folds > len(units):
         raise ValueError(
-            f"{num_folds} folds need 2 or more, and as many patients; {folder.root} has {len(folder.groups)} patient(s)"
+            f"{num_folds} folds need 2 or more, and as many {units.noun}s; {folder.root} has {_found(units)}"
         )
+    if units.noun == "site":
+        return [units.groups_of(fold) for fold in balanced_folds(labels, units.groups, units.of_tiles, num_folds, seed)]
     model_selection = require("sklearn.model_selection", "splitting by patient")
-    groups = _groups(folder)
     splitter = model_selection.StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer tiles than folds cannot be in every fold; the others are still stratified.
         warnings.filterwarnings("ignore", message="The least populated class")
         try:
-            parts = [val for _, val in splitter.split(labels, labels, groups)]
+            parts = [val for _, val in splitter.split(labels, labels, units.groups)]
         except ValueError as error:
             raise ValueError(
                 f"{folder.root} cannot be split into {num_folds} folds: {error} Take fewer folds, or val_fraction."
             ) from error
-    return [sorted({groups[i] for i in part}) for part in parts]
+    return [sorted({units.groups[i] for i in part}) for part in parts]
 
 
-def _groups(folder: Dataset) -> list[str]:
-    """The tiles' patients, each in one spelling."""
-    spelling = one_spelling(tile.group for tile in folder.tiles)
-    return [spelling[tile.group] for tile in folder.tiles]
+def _found(units: Units) -> str:
+    return units.in_words() if units.noun == "site" else f"{len(units)} patient(s)"
 
 
 def _labels(folder: Dataset, column: str) -> list[int]:
