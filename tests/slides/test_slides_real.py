@@ -27,8 +27,8 @@ SLIDES = {
     "wsi_synthetic/openslide_python/boxes.tiff": ((300, 250), 4, None, False, "352.778"),
     "wsi_synthetic/openslide_python/boxes.png": ((300, 250), 1, None, False, "says nothing"),
     "wsi_synthetic/openslide_python/boxes-no-icc.png": ((300, 250), 1, None, False, "says nothing"),
-    "wsi_synthetic/openslide_python/boxes_0.dcm": ((16, 16), 1, 0.499, False, ""),
-    "wsi_synthetic/openslide_python/boxes_1.dcm": ((16, 16), 1, 0.499, False, ""),
+    "wsi_synthetic/openslide_python/boxes_0.dcm": ((16, 16), 1, 0.499, True, ""),
+    "wsi_synthetic/openslide_python/boxes_1.dcm": ((16, 16), 1, 0.499, True, ""),
     "wsi_synthetic/openslide_python/small.svs": ((16, 16), 1, 0.499, True, ""),
     "wsi_synthetic/openslide_python/😐.svs": ((16, 16), 1, 0.499, True, ""),
     "wsi_synthetic/openslide_python/😐.png": ((300, 250), 1, None, False, "says nothing"),
@@ -48,7 +48,7 @@ _SLOW = "wsi_synthetic/yb10kx5k.png"  # 50 million pixels in one piece
 def test_what_each_file_is(name, tmp_path):
     path = shared_data(name)
     if name.endswith(".dcm"):
-        pytest.importorskip("openslide")
+        pytest.importorskip("pydicom")
     size, levels, mpp, encoded, problem = SLIDES[name]
     found = data.index_slide(path, index_folder=tmp_path)
     with data.open_slide(path, index_folder=tmp_path) as slide:

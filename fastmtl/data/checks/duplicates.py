@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...utils.words import counted
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile
+from ..slides.opened import pixel_file
 
 _LOOKED_AT = 4096  # bytes: a page
 _PLACES = 64
@@ -47,9 +48,13 @@ def _same_slides(dataset: Dataset, leaks_alone: bool) -> list[Problem]:
     """A notice if the data set has a slide under several names."""
     patients = {tile.image.slide: tile.group for tile in dataset.tiles if isinstance(tile.image, Region)}
     by_content: dict[bytes, list[Path]] = defaultdict(list)
-    scans = (slide for slide in patients if slide.suffix.lower() not in _WITHOUT_PIXELS)
-    for slide, digest in _digests(scans, _sampled).items():
-        by_content[digest].append(slide)
+    scans: dict[Path, list[Path]] = defaultdict(list)
+    for slide in patients:
+        if slide.suffix.lower() not in _WITHOUT_PIXELS:
+            scans[pixel_file(slide)].append(slide)
+    digests = _digests(scans, _sampled)
+    for file, slides in scans.items():
+        by_content[digests.get(file, str(file).encode())] += slides
     groups = [slides for slides in by_content.values() if len(slides) > 1]
     leaks = [slides for slides in groups if len({patients[slide] for slide in slides}) > 1]
     groups = leaks if leaks_alone else groups

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..dataset import Tile
-from ..formats.folder import files_in, is_plain_image
+from ..formats.folder import files_in, is_plain_image, name_without_ending
 from ..formats.registry import MANIFESTS
 from ..formats.tile_folder import is_tile_folder, read_tile_folder
 from ..images.pictures import IMAGE_SUFFIXES, file_of, picture_size
@@ -133,7 +133,7 @@ def _prepare_classes(folder: Path, manifest: Path, patient: str, max_pixels: int
 
 def _look(path: Path, mask: Path | None, index_folder: str | Path | None, max_pixels: int) -> Found:
     found = Found(path, mask=mask)
-    if path.suffix.lower() in SLIDE_SUFFIXES:
+    if path.suffix.lower() in SLIDE_SUFFIXES or path.is_dir():
         _look_at_slide(found, index_folder)
         if found.kind or path.suffix.lower() not in IMAGE_SUFFIXES:
             return found
@@ -170,11 +170,14 @@ def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
 def _write(manifest: Path, usable: list[Found], patient: str) -> None:
     rule = PathRule(manifest.parent, Path(os.path.sep))
     texts = [rule.relative(one.path) for one in usable]
-    stems = Counter(text.rpartition(".")[0] for text in texts)
+    bare = [
+        text.removesuffix(one.path.name) + name_without_ending(one.path)
+        for one, text in zip(usable, texts, strict=True)
+    ]
+    stems = Counter(bare)
     names = ["id", "image", "slide", "mask", "patient"]
     rows = []
-    for one, text in zip(usable, texts, strict=True):
-        stem = text.rpartition(".")[0]
+    for one, text, stem in zip(usable, texts, bare, strict=True):
         place = ("", text) if one.kind == "slide" else (text, "")
         mask = "" if one.mask is None else rule.relative(one.mask)
         rows.append([stem if stems[stem] == 1 else text, *place, mask, group_of(one.path.name, patient)])
