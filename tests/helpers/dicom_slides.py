@@ -88,7 +88,7 @@ def write_instance(
     data.SOPClassUID, data.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.77.1.6"), generate_uid()
     data.SeriesInstanceUID, data.StudyInstanceUID = UID(series), UID("1.2.3")
     data.PatientName, data.PatientID, data.Modality = "SECRET^NAME", "SECRET-ID", "SM"
-    data.ImageType = ["DERIVED", "PRIMARY", flavour, "NONE"]
+    data.ImageType = ["ORIGINAL", "PRIMARY", flavour, "NONE"]
     data.Rows = data.Columns = tile
     data.TotalPixelMatrixRows, data.TotalPixelMatrixColumns = pixels.shape[:2]
     data.TotalPixelMatrixFocalPlanes, data.NumberOfOpticalPaths = 1, 1
@@ -156,6 +156,7 @@ def write_dicom(folder: Path, pixels: np.ndarray, *, levels: int = 2, beside: bo
     series, mpp = options.setdefault("series", "1.2.3.1"), options.pop("mpp", 0.5)
     for level in range(levels):
         write_instance(folder / f"level-{level}.dcm", pixels, mpp=mpp * 2**level, **options)
+        options["ImageType"] = ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"]
         pixels = halved(pixels)
     if beside:
         for name, flavour in (("label", "LABEL"), ("macro", "OVERVIEW")):

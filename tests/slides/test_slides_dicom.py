@@ -300,6 +300,20 @@ def test_a_missing_file_of_a_concatenation_is_named(tmp_path):
         refused(folder, f"300x210 cannot be read: lacks file {lost} of the 3 of its concatenation")
 
 
+def test_a_finest_level_that_was_computed_is_reported(tmp_path):
+    folder = write_dicom(tmp_path / "one", PIXELS)
+    (folder / "level-0.dcm").unlink()
+    slide = data.open_slide(folder)
+    assert (slide.mpp, slide.levels[0].width) == (1.0, 150)
+    assert (
+        slide.problems
+        == (
+            "its finest level, level-1.dcm, was computed from a finer one, which may be missing",
+            "1 micrometres per pixel do not fit a magnification of 20",
+        )
+    )
+
+
 def test_two_images_of_one_size_are_refused(tmp_path):
     folder = write_dicom(tmp_path / "one", PIXELS)
     write_instance(folder / "again.dcm", PIXELS)

@@ -48,6 +48,7 @@ class Instance:
         file: its name, bytes and time of change.
         uid: of the instance; copies of a file have the same.
         flavour: "VOLUME" is a level; "LABEL", "OVERVIEW", "THUMBNAIL" and others are none.
+        is_resampled: whether it was computed from a finer level.
         syntax: UID of the transfer syntax.
         width: of the whole level, pixels.
         height: likewise.
@@ -77,6 +78,7 @@ class Instance:
     file: FilePart
     uid: str
     flavour: str
+    is_resampled: bool
     syntax: str
     width: int
     height: int
@@ -149,6 +151,7 @@ def read_instance(path: Path) -> Instance:
             file=FilePart(path.name, status.st_size, status.st_mtime_ns),
             uid=str(header.SOPInstanceUID),
             flavour=_flavour(header),
+            is_resampled="RESAMPLED" in (header.get("ImageType") or ()),
             syntax=str(header.file_meta.TransferSyntaxUID),
             width=width,
             height=height,

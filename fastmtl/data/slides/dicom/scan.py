@@ -63,6 +63,8 @@ def _scan(path: Path, folder: Path, instances: list[Instance], max_pixels: int) 
     if width * height > max_pixels:
         raise SlideError(path, f"declares {width}x{height} pixels, more than max_pixels={max_pixels:,}")
     base = groups[ordered[0]][0][1]
+    if base.is_resampled:
+        problems.append(f"its finest level, {base.file.name}, was computed from a finer one, which may be missing")
     rasters: list[Raster] = []
     for size in ordered:
         level = sorted(groups[size], key=lambda one: one[1].part)
