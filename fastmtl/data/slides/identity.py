@@ -14,7 +14,7 @@ from typing import Literal
 from .dicom.instances import is_dicom
 from .dicom.series import dicom_files
 from .errors import SlideError
-from .ome_zarr.metadata import is_store, metadata_files
+from .ome_zarr.metadata import described_by, is_store, metadata_files
 from .remote.path import RemotePath
 
 _HASHED = 2**16
@@ -67,6 +67,8 @@ def identify(path: Path) -> Identity:
     try:
         if kind == "dicom":
             return _of_files(dicom_files(path if path.is_dir() else path.parent), _HEAD)
+        if isinstance(path, RemotePath) and kind == "zarr":
+            described_by(path)  # else nothing would be found, without an error
         if kind == "zarr":
             return _of_files(metadata_files(path), _HASHED)
         return _of_file(path)

@@ -9,6 +9,8 @@ from threading import RLock
 from ..dataset import Region
 from ..identifiers import near_file
 from .dicom.instances import is_dicom
+from .identity import kind_of
+from .ome_zarr.metadata import described_by
 from .remote.path import RemotePath
 from .slide import Slide, open_slide
 
@@ -32,7 +34,8 @@ def opened(slide: Path, place: str = "", mpp: float | None = None) -> Slide:
         UnreadableSlideError: the slide cannot be opened.
     """
     try:
-        state = slide.stat()
+        is_store = isinstance(slide, RemotePath) and kind_of(slide) == "zarr"
+        state = (described_by(slide) if is_store else slide).stat()
         with _lock:
             return _open(slide, state.st_mtime_ns, state.st_size, mpp)
     except FileNotFoundError:

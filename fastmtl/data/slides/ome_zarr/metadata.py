@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,20 @@ class ZarrImage:
 def is_store(folder: Path) -> bool:
     """Whether a folder is a Zarr group or array."""
     return any((folder / name).is_file() for name in METADATA[:3])
+
+
+@lru_cache(2**12)
+def described_by(store: RemotePath) -> Path:
+    """The file that stands for a store on a server, which has no state itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: the server cannot be asked.
+    """
+    for name in ("zarr.json", ".zattrs"):
+        if (store / name).is_file():
+            return store / name
+    raise FileNotFoundError(None, "No such store on the server (neither zarr.json nor .zattrs)")
 
 
 def metadata_files(path: Path) -> Iterator[Path]:

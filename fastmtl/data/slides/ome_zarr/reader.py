@@ -92,7 +92,12 @@ class OmeZarrReader:
 def open_array(image: ZarrImage, array: Array) -> Any:
     """An array of the zarr library, whose codecs `metadata` has checked."""
     zarr = require("zarr", "opening OME-Zarr slides", "zarr")
-    return zarr.open_array(str(image.group / array.path), mode="r")
+    folder = image.group / array.path
+    if isinstance(folder, RemotePath):
+        from .server_store import ServerStore
+
+        return zarr.open_array(ServerStore(str(folder)), mode="r")
+    return zarr.open_array(str(folder), mode="r")
 
 
 def missing_chunks(image: ZarrImage, array: Array) -> int:

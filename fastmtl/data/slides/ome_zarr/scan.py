@@ -10,6 +10,7 @@ from ....utils.optional_imports import require
 from ...sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from ..errors import SlideError
 from ..raster import Layout, Level
+from ..remote.path import RemotePath
 from ..scale import Scale, believed, micrometres
 from .metadata import Array, ZarrImage, read_image
 from .reader import missing_chunks
@@ -46,6 +47,8 @@ def _scan(path: Path, image: ZarrImage, max_pixels: int) -> Layout:
     for number, (finer, level) in enumerate(pairwise(levels), 1):
         if not level.downsample > finer.downsample:
             raise ValueError(f"its level {number} is not coarser than the one before it: damaged metadata")
+    if isinstance(path, RemotePath):
+        problems.append("its chunks on the server are not counted: where one is missing, the fill value is read")
     for number, array in enumerate(image.arrays):
         if lost := missing_chunks(image, array):
             of_all = f"{lost} of {_num_stored(array)} chunks of level {number}"
