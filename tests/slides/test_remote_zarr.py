@@ -10,7 +10,7 @@ from fastmtl.data.slides.opened import opened
 
 pytest.importorskip("zarr")
 
-from helpers.zarr_slides import write_zarr  # noqa: E402
+from helpers.zarr_slides import write_zarr
 
 SIZE = (1300, 900)
 
