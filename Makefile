@@ -11,7 +11,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt setup.py $(wildcard csrc/*/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastmtl needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools pybind11 -e '.[train,wsi,models,dev,bench]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools pybind11 -e '.[train,wsi,dicom,zarr,models,dev,bench]'
 	@touch $@
 
 demo: setup

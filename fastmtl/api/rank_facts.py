@@ -28,6 +28,14 @@ def of_data(splits: Splits) -> dict[str, str]:
     return {f"{side} tiles": f"{len(part)} ({_digest(part)})" for side, part in sides.items()}
 
 
+def _size_of_folder(slide: Path) -> int:
+    """Bytes that identify a slide which is a folder; 0 for anything else."""
+    try:
+        return data.identify(slide).size if slide.is_dir() else 0
+    except data.SlideError:
+        return 0
+
+
 def _digest(part: data.Dataset) -> str:
     digest, sizes = hashlib.sha256(), dict[Path, int]()
     for tile in part.tiles:
@@ -35,6 +43,6 @@ def _digest(part: data.Dataset) -> str:
         for picture in (tile.image, tile.mask):
             path = Path() if picture is None else file_of(picture)
             if path not in sizes:
-                sizes[path] = path.stat().st_size if path.is_file() else 0
+                sizes[path] = path.stat().st_size if path.is_file() else _size_of_folder(path)
             digest.update(f"{sizes[path]}\0".encode())
     return digest.hexdigest()[:12]

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     *("training.checkpoint_minutes", "training.checkpoint_steps", "training.keep_checkpoints", "training.rank_timeout"),
     *(
         "data.num_threads",
+        "data.tile_cache",
         "data.max_damaged",
         "data.on_duplicates",
         "data.root",

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from .slides.encoded_tiles import EncodedTile
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import GridOptions, grid
-    from .slides.index import SlideIndex, identify, use_index_folder
+    from .slides.identity import identify
+    from .slides.index import SlideIndex, use_index_folder
     from .slides.indexing import index_slide
     from .slides.opened import downsample_of
     from .slides.raster import Level
@@ -115,7 +116,8 @@ _NAMES = {
     "slide_output.traced": "OutlineOptions",
     "slides.errors": "DamagedPieceError SlideError",
     "slides.grid": "GridOptions grid",
-    "slides.index": "SlideIndex identify use_index_folder",
+    "slides.identity": "identify",
+    "slides.index": "SlideIndex use_index_folder",
     "slides.indexing": "index_slide",
     "slides.opened": "downsample_of",
     "slides.encoded_tiles": "EncodedTile",

@@ -47,8 +47,11 @@ def share_batches(items: Sequence[T], batch_size: int, rank: int, ranks: int) ->
 
 
 def size_of(slide: Path) -> int:
-    """Bytes of a slide, with those of the folder beside it that some formats have; 0 if it cannot be read."""
+    """Bytes of a slide, with those of the folder that it is, or that some formats have beside it; 0 if it cannot be
+    read."""
     try:
+        if slide.is_dir():
+            return sum(file.stat().st_size for file in slide.rglob("*") if file.is_file())
         folder = slide.with_suffix("")
         files = [slide, *(folder.iterdir() if slide.suffix and folder.is_dir() else ())]
         return sum(file.stat().st_size for file in files)

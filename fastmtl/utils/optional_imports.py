@@ -15,6 +15,8 @@ _EXTRAS = {
     "models": ("huggingface_hub", "scipy", "segmentation_models_pytorch", "timm", "transformers"),
     "wsi": ("h5py", "openslide", "pyarrow", "rasterio", "shapely"),
     "remote": ("fsspec", "requests", "s3fs"),
+    "dicom": ("pydicom",),
+    "zarr": ("zarr",),
     "bench": ("LibMTL", "matplotlib", "monai", "torchjd", "torchstain", "torchvision", "wsistream"),
 }
 """Extra of pyproject.toml -> the modules that it installs and fastmtl imports."""

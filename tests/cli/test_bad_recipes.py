@@ -112,7 +112,7 @@ def test_extras_are_those_of_the_project():
         "openslide-python": "openslide",
         "tomli-w": "tomli_w",
     }
-    for extra in ("train", "models", "wsi"):
+    for extra in ("train", "models", "wsi", "dicom", "zarr"):
         for requirement in declared[extra]:
             name = re.match(r"[\w.-]+", requirement)[0]
             if name != "openslide-bin":  # openslide imports it

@@ -45,6 +45,7 @@ REPRODUCE = _block("papers.md", "fastmtl reproduce")
 PREDICT = [_block("prediction.md", words) for words in ("a folder of slides", "torchrun", "--min-area")]
 BASE_RECIPE = _block("recipes.md", "without = ")
 SLIDE = _block("slides.md", "open_slide")
+_block("slides.md", "fastmtl prepare")  # tests/slides/test_five_formats.py runs them
 STAINS = _block("stain.md", "fit_slide")
 PILLOW = _block("stain.md", "Image.open")
 STAIN_RECIPE = _block("stain.md", "[data.stain]")

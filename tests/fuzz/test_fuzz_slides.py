@@ -1,4 +1,4 @@
-"""Damage in any place of a TIFF's headers and directories gives pixels, or one line: never another error, never more
+"""Damage in any place of a slide's headers and directories gives pixels, or one line: never another error, never more
 memory or time than a sound file."""
 
 import logging
@@ -128,3 +128,38 @@ def test_damaged_headers_give_pixels_or_one_line(tmp_path, kind):
         tracemalloc.stop()
     assert all(str(path) in line and "\n" not in line for line in refused)
     assert EXAMPLES > len(refused) > EXAMPLES // 10
+
+
+def _dicom(folder):
+    pytest.importorskip("pydicom")
+    from helpers.dicom_slides import write_dicom
+
+    write_dicom(folder, PIXELS, organisation="TILED_SPARSE", beside=False)
+    return sorted(folder.glob("*.dcm"))
+
+
+def _zarr(folder):
+    pytest.importorskip("zarr")
+    from helpers.zarr_slides import write_zarr
+
+    write_zarr(folder, PIXELS)
+    return sorted(folder.rglob("zarr.json"))
+
+
+@pytest.mark.parametrize("write", [_dicom, _zarr])
+def test_damaged_files_of_a_folder_give_pixels_or_one_line(tmp_path, write):
+    folder = tmp_path / "slide"
+    files = [(path, path.read_bytes()) for path in write(folder)]
+    rng, refused = np.random.default_rng(0), []
+    for number in range(EXAMPLES):
+        path, stored = files[number % len(files)]
+        path.write_bytes(_damaged(stored, np.arange(min(len(stored), 2500)), rng))
+        begin = time.perf_counter()
+        try:
+            _look(folder)
+        except data.SlideError as error:
+            refused.append(str(error))
+        assert time.perf_counter() - begin < 10
+        path.write_bytes(stored)
+    assert all(line.startswith(str(folder)) and "\n" not in line and "SECRET" not in line for line in refused)
+    assert len(refused) > EXAMPLES // 10

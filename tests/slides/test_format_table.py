@@ -72,6 +72,26 @@ def picture(path, kind):
     return path
 
 
+def dicom(name, **options):
+    def write(path):
+        pytest.importorskip("pydicom")
+        from helpers.dicom_slides import write_dicom
+
+        return write_dicom(path, PIXELS, **options)
+
+    return Format(name, write, "files")
+
+
+def ome_zarr(name, **options):
+    def write(path):
+        pytest.importorskip("zarr")
+        from helpers.zarr_slides import write_zarr
+
+        return write_zarr(path, PIXELS, **options)
+
+    return Format(name, write, "arrays")
+
+
 FORMATS = [
     Format("Aperio SVS", aperio, "pages"),
     tiff("tiled TIFF, BigTIFF", compression="jpeg", bigtiff=True),
@@ -95,6 +115,12 @@ FORMATS = [
     Format("Ventana BIF, TIFF", lambda path: write_ventana(path, PIXELS, SMALL), "pages"),
     Format("Ventana BIF of several areas", lambda path: write_ventana(path, PIXELS, SMALL, areas=2), "pages"),
     Format("Ventana BIF, tiles overlap", lambda path: write_ventana(path, PIXELS, SMALL, overlap=4), "pages"),
+    dicom("DICOM"),
+    dicom("DICOM, TILED_SPARSE", codec="jpeg2000", photometric="YBR_RCT", organisation="TILED_SPARSE"),
+    dicom("DICOM", codec="jpeg2000 lossy", photometric="YBR_ICT"),
+    dicom("DICOM", codec="raw", photometric="RGB"),
+    ome_zarr("OME-Zarr 0.4", version="0.4"),
+    ome_zarr("OME-Zarr 0.5 in shards", shard=2),
     Format("PNG file", lambda path: picture(path, "png"), "one"),
     Format("JPEG file", lambda path: picture(path, "jpeg"), "one"),
     Format("JPEG 2000 file", lambda path: picture(path, "jpeg 2000"), "one"),
@@ -105,7 +131,7 @@ _CODECS |= {"plain png": "PNG", "plain jpeg": "JPEG", "jpeg part": "JPEG"}
 
 
 def by_openslide(path, level):
-    with openslide.OpenSlide(path) as slide:
+    with openslide.OpenSlide(path / "level-0.dcm" if path.is_dir() else path) as slide:
         found = np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]))
         return np.where(found[..., 3:] > 0, found[..., :3], np.uint8(240))
 
@@ -123,10 +149,31 @@ def by_pillow(path, _level):
         return np.asarray(image.convert("RGB"))
 
 
+def by_pydicom(path, level):
+    """The frames, each decoded by itself."""
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.dcmread(path / f"level-{level}.dcm")
+    pixels = np.zeros((file.TotalPixelMatrixRows, file.TotalPixelMatrixColumns, 3), np.uint8)
+    for number, frame in enumerate(pydicom.pixels.iter_pixels(file)):
+        down, across = divmod(number, -(-pixels.shape[1] // TILE))
+        place = pixels[down * TILE : (down + 1) * TILE, across * TILE : (across + 1) * TILE]
+        place[:] = frame[: place.shape[0], : place.shape[1]]
+    return pixels
+
+
+def by_zarr(path, level):
+    zarr = pytest.importorskip("zarr")
+    return np.moveaxis(zarr.open_array(str(path / str(level)), mode="r")[0, :, 0], 0, -1)
+
+
+READERS = {"OpenSlide": by_openslide, "tifffile": by_tifffile, "Pillow": by_pillow}
+READERS |= {"pydicom": by_pydicom, "zarr": by_zarr}
+
+
 def equal_to(path: Path, slide: data.Slide) -> str:
     """The readers that open the file and give the same pixels of all levels."""
     found = []
-    for name, read in {"OpenSlide": by_openslide, "tifffile": by_tifffile, "Pillow": by_pillow}.items():
+    for name, read in READERS.items():
         for number, level in enumerate(slide.levels):
             try:
                 other = read(path, number)
@@ -146,7 +193,7 @@ def row_of(one: Format, folder: Path) -> str:
         encoding = slide.encoding()
         assert (len(slide.levels) > 1) == (one.levels != "one") or one.name == "Aperio SVS"
         codec = _CODECS[encoding.codec] if encoding else "any"
-        reader = {"native": "fastmtl", "openslide": "OpenSlide"}[layout.reader]
+        reader = {"native": "fastmtl", "openslide": "OpenSlide", "zarr": "zarr"}[layout.reader]
         return (
             f"| {one.name} | {codec} | {one.levels} | {slide.mpp_source or '-'} | {reader} | {equal_to(path, slide)} |"
         )

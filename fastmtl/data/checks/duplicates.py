@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ...utils.words import counted
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile
 from ..images.arrays import GreyPicture
+from ..slides.opened import pixel_file
 from ..slides.remote.path import RemotePath
 
 _PAGE = 4096  # bytes
@@ -46,14 +47,19 @@ def find_duplicates(dataset: Dataset) -> Duplicates:
     for tile in dataset.tiles:
         if isinstance(tile.image, Region):
             tiles[tile.image.slide].append(tile)
-    scans = (slide for slide in tiles if slide.suffix.lower() not in _WITHOUT_PIXELS)
-    slides, edited = [], []
+    scans: dict[Path, list[Path]] = defaultdict(list)  # several where a DICOM series is named by several of its files
+    for slide in tiles:
+        if slide.suffix.lower() not in _WITHOUT_PIXELS:
+            scans[pixel_file(slide)].append(slide)
+    equal: dict[Hashable, list[Path]] = {file: list(own) for file, own in scans.items()}
+    edited = []
     for alike in _several(_digests(scans, _sampled)):
         whole: dict[bytes, list[Path]] = defaultdict(list)
-        for slide in alike:
-            whole[b"" if isinstance(slide, RemotePath) else _whole(slide)].append(slide)
-        slides += [same for same in whole.values() if len(same) > 1]
+        for file in alike:
+            whole[b"" if isinstance(file, RemotePath) else _whole(file)] += equal.pop(file)
+        equal |= {same[0]: same for same in whole.values()}
         edited += [[same[0] for same in whole.values()]] if len(whole) > 1 else []
+    slides = [same for same in equal.values() if len(same) > 1]
     pictures = [own for own in equal_pictures(dataset.tiles).values() if len(own) > 1]
     return Duplicates(pictures, slides, edited, tiles)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 from ..dataset import Dataset, Tile
-from ..formats.folder import files_in, is_plain_image
+from ..formats.folder import files_in, is_plain_image, name_without_ending
 from ..formats.registry import MANIFESTS
 from ..formats.tile_folder import is_tile_folder, read_tile_folder
 from ..images.pictures import IMAGE_SUFFIXES, file_of, picture_size
@@ -205,7 +205,7 @@ def _without_tile(dataset: Dataset, found: Sequence[Found]) -> list[Found]:
 
 def _look(path: Path, mask: Path | None, index_folder: str | Path | None, checked: CheckedFiles) -> Found:
     found = Found(path, mask=mask)
-    if path.suffix.lower() in SLIDE_SUFFIXES:
+    if path.suffix.lower() in SLIDE_SUFFIXES or path.is_dir():
         _look_at_slide(found, index_folder)
         if found.kind or path.suffix.lower() not in IMAGE_SUFFIXES:
             return found
@@ -251,11 +251,14 @@ def named_files(manifest: Path) -> set[str]:
 def _write(manifest: Path, usable: list[Found], patient: str) -> None:
     rule = PathRule(manifest.parent, Path(os.path.sep))
     texts = [rule.relative(one.path) for one in usable]
-    stems = Counter(text.rpartition(".")[0] for text in texts)
+    bare = [
+        text.removesuffix(one.path.name) + name_without_ending(one.path)
+        for one, text in zip(usable, texts, strict=True)
+    ]
+    stems = Counter(bare)
     names = ["id", "image", "slide", "mask", "patient"]
     rows = []
-    for one, text in zip(usable, texts, strict=True):
-        stem = text.rpartition(".")[0]
+    for one, text, stem in zip(usable, texts, bare, strict=True):
         place = ("", text) if one.kind == "slide" else (text, "")
         mask = "" if one.mask is None else rule.relative(one.mask)
         rows.append([stem if stems[stem] == 1 else text, *place, mask, group_of(one.path.name, patient)])

@@ -1,14 +1,17 @@
 """Sort the files of a folder by name into images and slides, their masks, and others; tell plain images from slides.
 
+A slide may be a folder: an OME-Zarr store, or the DICOM files of one series.
+
 Masks are recognised by their place: NAME.geojson, NAME_mask.png (any image ending) beside the image, or NAME with any
 such ending in a folder called mask, masks, label, labels or annotations next to it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ from ..identifiers import clean_name, tell_apart, unicode_form
 from ..images.pictures import IMAGE_SUFFIXES
 from ..images.polygons import POLYGON_SUFFIXES
 from ..manifest.picture_refs import SLIDE_SUFFIXES
+from ..slides.dicom.series import dicom_files, slides_in
+from ..slides.ome_zarr.metadata import is_store
 from ..slides.slide import Slide
 
 PREDICTED_WITH = "predicted_with.json"
@@ -53,12 +58,10 @@ def files_in(folder: Path) -> Files:
     masks: dict[tuple[str, str], list[Path]] = {}
     others: Counter[str] = Counter()
     forms: dict[str, Path] = {}
-    for path in without_predictions(folder, sorted(folder.rglob("*"))):
+    for path in without_predictions(folder, sorted(_walk(folder))):
         inside = path.relative_to(folder)
-        if any(part.startswith(".") for part in inside.parts):
-            continue
-        if not path.is_file():
-            others["linked folder"] += path.is_symlink() and path.is_dir()
+        if path.is_symlink() and path.is_dir():
+            others["linked folder"] += 1
             continue
         if (other := forms.setdefault(unicode_form(str(inside)), path)) != path:
             raise ValueError(f"{tell_apart(other, path)} both exist; rename or remove one")
@@ -66,7 +69,7 @@ def files_in(folder: Path) -> Files:
         if suffix == ".geojson" or (suffix in POLYGON_SUFFIXES | IMAGE_SUFFIXES and _is_mask(path)):
             home = path.parent.parent if path.parent.name.lower() in _MASK_FOLDERS else path.parent
             masks.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
-        elif suffix in IMAGE_SUFFIXES | SLIDE_SUFFIXES:
+        elif suffix in IMAGE_SUFFIXES | SLIDE_SUFFIXES or path.is_dir():
             home = path.parent.parent if path.parent.name.lower() in ("image", "images") else path.parent
             images.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
         else:
@@ -82,6 +85,31 @@ def files_in(folder: Path) -> Files:
             elif of and (key[0], of[1]) in images:
                 odd[path] = f"is taken for an image; if it is the mask of {of[1]}, call it {of[1]}_mask{path.suffix}"
     return Files(sorted(path for paths in images.values() for path in paths), paired, dict(+others), odd)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in and below a folder, its linked folders, and slides that are folders or series of DICOM files in
+    place of theirs. Without hidden ones."""
+    for home, folders, names in os.walk(folder):
+        here = Path(home)
+        if is_store(here):
+            folders.clear()
+            yield here
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (here / name for name in folders if (here / name).is_symlink())
+        files = [here / name for name in names if not name.startswith(".")]
+        if any(_may_be_dicom(path) for path in files) and (parts := dicom_files(here)):
+            slides = slides_in(here)
+            # The folder that is searched has no name in itself.
+            yield from slides if slides != [folder] else parts[:1]
+            files = [path for path in files if path not in parts]
+        yield from (path for path in files if path.is_file())
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """By its name: those of archives often have none but numbers."""
+    return path.suffix.lower() in (".dcm", "") or path.suffix[1:].isdigit()
 
 
 def without_predictions(folder: Path, paths: Sequence[Path]) -> list[Path]:
@@ -103,7 +131,13 @@ def _is_mask(path: Path) -> bool:
     return path.parent.name.lower() in _MASK_FOLDERS or path.stem.lower().endswith(_MASK_ENDS)
 
 
+def name_without_ending(path: Path) -> str:
+    """The name of an image or slide without its ending; folders of DICOM files have none, even with points."""
+    has_ending = path.suffix.lower() in IMAGE_SUFFIXES | SLIDE_SUFFIXES | POLYGON_SUFFIXES
+    return path.stem if has_ending else path.name
+
+
 def _bare(path: Path) -> str:
     """The name that an image and its mask share."""
-    stem = clean_name(path.stem)
+    stem = clean_name(name_without_ending(path))
     return next((stem[: -len(end)] for end in _MASK_ENDS if stem.lower().endswith(end)), stem)

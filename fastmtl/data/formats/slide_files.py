@@ -12,6 +12,8 @@ from ..manifest.path_rule import PathRule
 from ..manifest.picture_refs import SLIDE_SUFFIXES
 from ..manifest.slide_rows import manifest_mpp
 from ..manifest.table_io import TABLE_SUFFIXES, read_table
+from ..slides.dicom.series import dicom_files, slides_in
+from ..slides.ome_zarr.metadata import is_store
 from ..slides.opened import UnreadableSlideError, opened
 from ..slides.remote.path import RemotePath, slide_path
 from .folder import files_in, is_plain_image
@@ -42,7 +44,8 @@ def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
     ignored.
 
     Args:
-        source: a slide or its URL, a folder to search with its sub-folders, or a manifest with a column slide.
+        source: a slide or its URL, a folder to search with its sub-folders, or a manifest with a column slide. An
+            OME-Zarr store is a slide, and so is a folder of one DICOM series without other images or folders.
         root: folder that must contain a manifest's paths; the manifest's own folder if None.
 
     Raises:
@@ -53,7 +56,9 @@ def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
         return SlideFiles(source.parent, {source.name: source})
     if source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
         return _of_manifest(source, root or source.parent)
-    if source.is_dir():
+    if _is_slide(source):
+        home, files = source.parent, [source]
+    elif source.is_dir():
         home, files = source, files_in(source)[0]
     else:
         home, files = source.parent, [source] if source.is_file() else []
@@ -65,9 +70,22 @@ def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
     return SlideFiles(home, slides, num_images)
 
 
+def _is_slide(folder: Path) -> bool:
+    """Whether a path is a folder that is a slide itself."""
+    if not folder.is_dir() or is_store(folder):
+        return folder.is_dir()
+    parts = dicom_files(folder)
+    others = (path for path in folder.iterdir() if path not in parts and not path.name.startswith("."))
+    if not parts or any(path.is_dir() or path.suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES for path in others):
+        return False
+    return slides_in(folder) == [folder]
+
+
 def _kind(path: Path) -> str:
     """ "slide" or "image"; "" for a TIFF that cannot be opened."""
     suffix = path.suffix.lower()
+    if path.is_dir():
+        return "slide"
     if suffix not in SLIDE_SUFFIXES or suffix not in IMAGE_SUFFIXES:
         return "slide" if suffix in SLIDE_SUFFIXES else "image"
     try:

@@ -27,7 +27,7 @@ from .path_rule import PathRule
 from .slide_rows import same_extent
 
 SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".jp2", ".dcm"}
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".jp2", ".dcm", ".zarr"}
 )
 _ANNOTATIONS = {".xml": "ASAP or ImageScope", ".annotations": "HALO", ".ndpa": "NDP.view", ".qpdata": "QuPath"}
 _RUNS = re.compile(r"rle(-column)?:(\d{1,9})x(\d{1,9}):([\d\s]*)")
@@ -55,6 +55,13 @@ class PolygonOptions:
         """The polygons of `file` inside a rectangle."""
         own = {"classes": self.classes, "offset": self.offset, "renamed": self.renamed}
         return Polygons(file, x, y, width, height, downsample, **own, ignored=self.ignored, region=self.region)
+
+
+def slide_name(text: str, slide: Path) -> str:
+    """The cell of a `slide` without its ending; what follows a point in the name of a folder is none."""
+    if slide.suffix.lower() not in SLIDE_SUFFIXES and slide.is_dir():
+        return text
+    return text.rpartition(".")[0]
 
 
 def looks_like_picture(text: str) -> bool:

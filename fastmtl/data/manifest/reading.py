@@ -38,7 +38,7 @@ from .class_spellings import merged_spellings
 from .column_names import REGION, RESERVED, check_names
 from .column_types import KINDS, Kind
 from .path_rule import PathRule
-from .picture_refs import PolygonOptions, read_picture
+from .picture_refs import PolygonOptions, read_picture, slide_name
 from .polygon_notices import polygon_notices
 from .shared_files import rows_that_share
 from .slide_rows import grid_regions, is_region, manifest_mpp, read_region
@@ -152,9 +152,9 @@ class _Reader:
         if is_region(cells):
             region = read_region(slide, cells, place, self.mpp.get(slide))
             self.regions_of.add(slide)
-            name = f"{cells['slide'].rpartition('.')[0]}@{region.x}_{region.y}"
+            name = f"{slide_name(cells['slide'], slide)}@{region.x}_{region.y}"
             return [self._tile(row, cells, region, cells.get("id", name), place)]
-        name = cells.get("id", cells["slide"].rpartition(".")[0])
+        name = cells.get("id", slide_name(cells["slide"], slide))
         try:
             regions = grid_regions(slide, self.options.grid, place, self.mpp.get(slide))
         except UnreadableSlideError:

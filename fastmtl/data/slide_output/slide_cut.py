@@ -15,7 +15,7 @@ from ..dataset import Region, Tile
 from ..patient_names import group_of
 from ..slides.errors import SlideError
 from ..slides.grid import GridOptions, cut
-from ..slides.index import Identity, identify
+from ..slides.identity import Identity, identify
 from ..slides.opened import opened
 
 

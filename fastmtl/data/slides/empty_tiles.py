@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,3 +42,13 @@ def holds(layout: Layout, level: int, box: Box) -> bool:
     if raster.stored[rows, columns].any():
         return True
     return level > 0 and holds(layout, level - 1, finer_box(layout, level, box)[0])
+
+
+def said_of_empty(rasters: Sequence[Raster]) -> list[str]:
+    """How many tiles each level lacks, in words; empty if there are none."""
+    found = []
+    for level, raster in enumerate(rasters):
+        if empty := int(np.count_nonzero(~raster.stored)):
+            drawn = f"drawn from level {level - 1}" if level and not raster.placement else "background"
+            found.append(f"{empty} of {raster.stored.size} of level {level} ({drawn})")
+    return [f"has empty tiles: {', '.join(found)}"] if found else []

@@ -15,8 +15,10 @@ from ..dataset import BACKGROUND
 from . import jpeg
 from .codecs import Pixels, dali_decodes, decode, joined
 from .decoded_tiles import decoded_tiles
+from .dicom.frames import content_of
 from .empty_tiles import empty_in, finer_box, holds
 from .errors import DamagedPieceError, SlideError
+from .joined_files import JoinedFiles, PartChanged, end_of, state_of
 from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
 from .raster import Encoding, Layout, Raster
@@ -68,9 +70,10 @@ class EncodedTileReader:
         """
         Args:
             path: the slide's file.
-            state: its bytes and time of change, nanoseconds, when it was scanned.
+            state: its bytes and time of change, nanoseconds, when it was scanned; if it is several files, the layout's.
             layout: its levels.
         """
+        state = state_of(layout.files) if layout.files else state
         self._path, self._state, self._layout, self._files = path, state, layout, open_files
         self._heads: dict[Encoding, _Head] = {}
 
@@ -194,8 +197,10 @@ class EncodedTileReader:
         for item, buffer in self._buffers(raster, wanted, room):
             start = room
             try:
+                if raster.encoding.items:
+                    buffer, start = content_of(buffer, start)
                 if codec == "jpeg":
-                    start = jpeg.splice(buffer, room, head.prefix)
+                    start = jpeg.splice(buffer, start, head.prefix)
                 if codec.endswith("jpeg"):
                     header = jpeg.read_header(buffer, start + len(head.prefix))
                     if head.zeros_are_data:
@@ -228,7 +233,8 @@ class EncodedTileReader:
         """Bytes of the tiles behind `room` free ones; neighbours in the file are read in one call."""
         file = self._open()  # the reference keeps it open until the last byte is read
         for item in wanted:  # checked before allocation: a damaged count may be any number
-            if item.offset + item.length > self._state[0]:
+            files = self._layout.files
+            if item.offset + item.length > (end_of(files, item.offset) if files else self._state[0]):
                 raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
 
         def read(run: list[Wanted]) -> list[bytearray]:
@@ -242,7 +248,7 @@ class EncodedTileReader:
                 end = item.offset + item.length
             try:
                 got = file.read_into(parts, run[0].offset)
-            except RemoteFileChanged as error:
+            except (PartChanged, RemoteFileChanged) as error:
                 raise SlideError(self._path, _CHANGED) from error
             except OSError as error:
                 raise self._damaged(raster, run[0], f"cannot be read: {error.strerror}") from error
@@ -254,9 +260,9 @@ class EncodedTileReader:
         for run, buffers in zip(runs, file.each(read, runs), strict=True):
             yield from zip(run, buffers, strict=True)
 
-    def _open(self) -> OpenFile | RemoteFile:
+    def _open(self) -> OpenFile | RemoteFile | JoinedFiles:
         try:
-            file = self._files.get(self, self._path)
+            file = self._files.get(self, self._path, self._layout.files)
         except OSError as error:
             raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
         if file.state() != self._state:  # raw and LZW tiles would not reveal a changed file

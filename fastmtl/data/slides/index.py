@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,18 @@ from ..sizes import MAX_PIXELS
 from . import jpeg
 from .codecs import TIFF_CODECS
 from .errors import SlideError
+from .identity import Identity, identify
 from .image_file import SIGNATURES
+from .joined_files import FilePart
 from .orientation import CODES
 from .raster import Encoding, Layout, Level, Placement, Raster, levels_of
 from .remote.path import RemotePath
 from .tissue_mask import TissueMask
 
-VERSION = 3  # an index of another version is ignored
+VERSION = 4  # an index of another version is ignored
 FOLDER = ".fastmtl"
 """The folder of indexes, in the folder of the slides."""
 
-_HASHED = 2**16
 _PLAIN = ("reader", "vendor", "mpp", "mpp_source", "why_no_mpp", "magnification", "bounds", "damage", "problems")
 _folder: Path | None = None
 
@@ -50,16 +49,6 @@ def use_index_folder(folder: str | Path | None) -> None:
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
         raise NotADirectoryError(f"the index folder {folder} is a file; name a folder, which may be new.")
     _folder = None if folder is None else Path(folder)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Identifies the file that was scanned: bytes, nanoseconds, a digest of its first and last 64 KiB
-    (TIFF's directories are at either end). Of a file on a server, its ETag stands for the last two."""
-
-    size: int
-    modified: int
-    digest: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,24 +85,6 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
             return _unpack(identity, words, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (tensors.SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError, OSError):
         return None  # half written or damaged: ignored
-
-
-def identify(path: Path) -> Identity:
-    """Raises SlideError if the file does not exist."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
-            raise SlideError(path, "is a directory, pipe or device, not a file")
-        with path.open("rb") as file:
-            status = path.stat() if isinstance(path, RemotePath) else os.fstat(file.fileno())
-            if isinstance(path, RemotePath) and path.remote_info.version:  # saves two requests
-                digest = blake2b(f"{path} {path.remote_info.version}".encode(), digest_size=16).hexdigest()
-            else:
-                head = file.read(_HASHED)
-                file.seek(max(status.st_size - _HASHED, 0))
-                digest = blake2b(head + file.read(_HASHED), digest_size=16).hexdigest()
-    except OSError as error:
-        raise SlideError(path, f"cannot be opened: {error.strerror}") from error
-    return Identity(status.st_size, status.st_mtime_ns, digest)
 
 
 def index_path(path: Path, identity: Identity, folder: str | Path | None = None) -> Path:
@@ -154,6 +125,7 @@ def _pack(index: SlideIndex) -> tuple[dict[str, Any], dict[str, NDArray]]:
         "identity": asdict(index.identity),
         "layout": {name: getattr(layout, name) for name in _PLAIN},
         "levels": [asdict(level) for level in layout.levels],
+        "files": layout.files,
         "tissue": index.tissue and index.tissue.shape,
         "rasters": {name: _raster_words(raster) for name, raster in rasters.items()},
     }
@@ -176,6 +148,7 @@ def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, N
         levels=tuple(Level(**level) for level in words["levels"]),
         rasters=tuple(raster for name, raster in rasters.items() if name.startswith("level ")),
         associated={name[7:]: raster for name, raster in rasters.items() if name.startswith("beside ")},
+        files=tuple(FilePart(*part) for part in words["files"]),
     )
     _check(layout)
     first, shape = layout.levels[0], words["tissue"]
@@ -208,8 +181,12 @@ def _check(layout: Layout) -> None:
         raise ValueError("bounds or a scale that are not finite numbers")
     if not all(isinstance(text, str) for text in texts) or (layout.mpp and len(layout.mpp) != 2):
         raise ValueError("names that are not text, or a scale that is not a pair")
+    for name, size, modified in layout.files:
+        if Path(name).name != name or not all(type(number) is int for number in (size, modified)):
+            raise ValueError("files that are not in the slide's folder")
     is_native = layout.reader == "native" and layout.levels == levels_of(layout.rasters)
-    if not is_native and (layout.reader != "openslide" or layout.rasters or not layout.levels):
+    is_foreign = layout.reader in ("openslide", "zarr") and layout.levels and not rasters and not layout.files
+    if not is_native and not is_foreign:
         raise ValueError("levels that are not those of its images")
 
 
@@ -239,6 +216,7 @@ def _is_known(encoding: Encoding) -> bool:
         and encoding.planes in (1, encoding.samples)
         and encoding.alpha in ("", "straight", "premultiplied")
         and isinstance(encoding.predictor, bool)
+        and isinstance(encoding.items, bool)
         and encoding.orientation in CODES
         and (encoding.scale == 1 or (encoding.scale in (2, 4, 8) and encoding.codec in ("jpeg part", "plain jpeg")))
         and (encoding.colour != "palette" or len(encoding.palette) == 3 * 256)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import DamagedPieceError, in_words
-from .index import SlideIndex, identify, load_index, save_index
+from .identity import identify
+from .index import SlideIndex, load_index, save_index
 from .remote.path import slide_path
 from .scan import MAX_PIXELS, scan
 from .slide import Slide

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TypeVar
 
+from .joined_files import FilePart, JoinedFiles
 from .remote.files import RemoteFile
 from .remote.path import RemotePath
 
@@ -22,6 +23,8 @@ class OpenFile:
 
     largest_gap = 2**14
     """Unused bytes up to about this number are read faster than another call takes."""
+
+    descriptors = 1
 
     def __init__(self, path: Path):
         self._descriptor = -1
@@ -49,15 +52,15 @@ class _OpenFiles:
     """The most recently used files by reader; thread-safe."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[int, OpenFile | RemoteFile] = OrderedDict()
+        self._files: OrderedDict[int, OpenFile | RemoteFile | JoinedFiles] = OrderedDict()
         self._lock = RLock()  # a slide may be garbage-collected, and close, in a thread that opens another one
 
-    def get(self, reader: object, path: Path) -> OpenFile | RemoteFile:
-        """The reader's file; OSError where it cannot be opened."""
+    def get(self, reader: object, path: Path, parts: Sequence[FilePart] = ()) -> OpenFile | RemoteFile | JoinedFiles:
+        """The reader's file, or its files in the folder of `path`; OSError where it cannot be opened."""
         with self._lock:
-            file = self._files.pop(id(reader), None) or _opened(path)
+            file = self._files.pop(id(reader), None) or _opened(path, parts)
             self._files[id(reader)] = file
-            while len(self._files) > _MOST_OPEN:
+            while len(self._files) > 1 and sum(one.descriptors for one in self._files.values()) > _MOST_OPEN:
                 self._files.popitem(last=False)
             return file
 
@@ -67,7 +70,9 @@ class _OpenFiles:
             self._files.pop(id(reader), None)
 
 
-def _opened(path: Path) -> OpenFile | RemoteFile:
+def _opened(path: Path, parts: Sequence[FilePart]) -> OpenFile | RemoteFile | JoinedFiles:
+    if parts:
+        return JoinedFiles(path if path.is_dir() else path.parent, parts)
     return RemoteFile(str(path)) if isinstance(path, RemotePath) else OpenFile(path)
 
 

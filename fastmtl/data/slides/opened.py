@@ -8,6 +8,10 @@ from threading import RLock
 
 from ..dataset import Region
 from ..identifiers import near_file
+from .dicom.instances import is_dicom
+from .identity import kind_of
+from .ome_zarr.metadata import described_by
+from .remote.path import RemotePath
 from .slide import Slide, open_slide
 
 _MOST_OPEN = 128  # each about a megabyte of tile offsets
@@ -30,13 +34,25 @@ def opened(slide: Path, place: str = "", mpp: float | None = None) -> Slide:
         UnreadableSlideError: the slide cannot be opened.
     """
     try:
-        state = slide.stat()
+        is_store = isinstance(slide, RemotePath) and kind_of(slide) == "zarr"
+        state = (described_by(slide) if is_store else slide).stat()
         with _lock:
             return _open(slide, state.st_mtime_ns, state.st_size, mpp)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{place}: {slide} does not exist{near_file(slide)}".removeprefix(": ")) from None
     except Exception as error:  # readers of slides raise many types; all mean that the slide cannot be opened
         raise UnreadableSlideError(f"{place}: {error}".removeprefix(": ")) from error
+
+
+def pixel_file(slide: Path) -> Path:
+    """The file of a slide with its finest pixels: of several DICOM files the first of level 0; else, and if it cannot
+    be opened, itself."""
+    if isinstance(slide, RemotePath) or not (slide.is_dir() or is_dicom(slide)):
+        return slide
+    try:
+        return opened(slide).pixel_file
+    except UnreadableSlideError:
+        return slide
 
 
 def forget_opened() -> None:

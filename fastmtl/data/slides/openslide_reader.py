@@ -1,4 +1,4 @@
-"""Slides of other formats (MIRAX, DICOM, ...), read by OpenSlide."""
+"""Slides of other formats (MIRAX, ...), read by OpenSlide."""
 
 from __future__ import annotations
 

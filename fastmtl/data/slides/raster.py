@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Reader = Literal["native", "openslide"]
+from .joined_files import FilePart
+
+Reader = Literal["native", "openslide", "zarr"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Encoding:
         tables: a JPEG stream's shared tables, without SOI and EOI; of a "jpeg part" the whole header of a tile.
         palette: RGB uint8 [n, 3] as bytes.
         scale: JPEG is decoded to a half, quarter or eighth: 2, 4 or 8.
+        items: whether a tile's bytes are in one or several items of DICOM.
         planes: 1 if a tile holds all samples of its pixels; otherwise `samples`: each tile holds one sample, as grey.
     """
 
@@ -60,6 +63,7 @@ class Encoding:
     palette: bytes = b""
     planes: int = 1
     scale: int = 1
+    items: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Raster:
         tile_width: pixels; the tiles at the right and bottom edge may hold padding.
         tile_height: likewise.
         encoding: of every tile.
-        offsets: int64 [planes * rows * columns], bytes from the start of the file, row by row, plane after plane.
+        offsets: int64 [planes * rows * columns], bytes from the start of the file, row by row, plane after plane; of
+            a slide of several files as `joined_files` counts them.
         counts: likewise, bytes; 0 for a tile that does not exist.
         placement: in its level; None if it is the level.
     """
@@ -149,12 +154,14 @@ class Layout:
         rasters: of the levels, if the reader is "native".
         associated: label, macro, thumbnail and similar images, if the reader is "native".
         mpp: micrometres per level-0 pixel along x and y; None if unknown or implausible.
-        mpp_source: its source: "description", "OME", "ImageJ", "resolution tags" or "OpenSlide"; else "".
+        mpp_source: its source: "description", "OME", "ImageJ", "resolution tags", "DICOM", "OME-Zarr" or "OpenSlide";
+            else "".
         why_no_mpp: why `mpp` is None, in words, also in `problems`; else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of the scanned part, level-0 pixels.
         damage: why the whole file is damaged (truncated), also in `problems`; else "".
         problems: what is unusual or wrong, in words.
+        files: of which the slide consists, in its folder; empty if it is one.
     """
 
     reader: Reader
@@ -169,6 +176,7 @@ class Layout:
     bounds: tuple[int, int, int, int] = (0, 0, 0, 0)
     damage: str = ""
     problems: tuple[str, ...] = ()
+    files: tuple[FilePart, ...] = ()
 
 
 def levels_of(rasters: tuple[Raster, ...]) -> tuple[Level, ...]:

@@ -22,7 +22,8 @@ _SAYS_NOTHING = f"says nothing about its micrometres per pixel; {_REMEDY}"
 _PER_UNIT = {2: 25400.0, 3: 10000.0}  # inch, centimetre; 1 is no unit
 _MICROMETRES = {
     "pm": 1e-6, "å": 1e-4, "nm": 1e-3, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4,
-    "m": 1e6, "in": 25400.0, "inch": 25400.0,
+    "m": 1e6, "in": 25400.0, "inch": 25400.0, "picometer": 1e-6, "angstrom": 1e-4, "nanometer": 1e-3,
+    "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6,
 }  # fmt: skip
 _NUMBER = re.compile(r"([-+]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(?:[xX]|[uµμ]m)?")
 _X_RESOLUTION, _Y_RESOLUTION = 282, 283
@@ -104,7 +105,7 @@ def ome_scale(xml: str, image: int, size: tuple[int, int]) -> Scale:
         text, unit = node.get(key), node.get(f"{key}Unit", "µm")
         if text is None:
             return Scale()
-        value, factor = number(text), _micrometres(unit)
+        value, factor = number(text), micrometres(unit)
         if value is None:
             odd.append(_no_number(f"OME's {key}", text))
         elif factor is None:
@@ -123,7 +124,7 @@ def tag_scale(page: TiffPage, unit: str = "") -> Scale:
     x, y = page.resolution
     per_unit = _PER_UNIT.get(int(page.resolutionunit))
     source, said = "resolution tags", "the resolution tags"
-    if (factor := _micrometres(unit)) is not None:
+    if (factor := micrometres(unit)) is not None:
         per_unit, source, said = factor, "ImageJ", "ImageJ's unit and the resolution tags"
     if per_unit is None:
         without = f"its resolution tags, {x:g} x {y:g}, have no unit; {_REMEDY}"
@@ -153,7 +154,7 @@ def _no_number(what: str, text: str) -> str:
     return f"{what} is {text[:40]!r}, which is no number"
 
 
-def _micrometres(unit: str) -> float | None:
+def micrometres(unit: str) -> float | None:
     """Micrometres per unit; None if the unit is not a length."""
     # NFKC: the micro sign becomes the letter mu, the Angstrom sign its letter. ImageJ writes the former as an escape.
     plain = unicodedata.normalize("NFKC", unit.strip().replace("\\u00B5", "µ"))

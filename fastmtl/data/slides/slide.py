@@ -16,7 +16,10 @@ from ..dataset import Region
 from .codecs import Pixels
 from .encoded_tiles import EncodedTile, EncodedTileReader
 from .errors import DamagedPieceError, SlideError, in_words
-from .index import SlideIndex, identify, load_index
+from .identity import identify
+from .index import SlideIndex, load_index
+from .joined_files import PART
+from .ome_zarr.reader import OmeZarrReader
 from .openslide_reader import OpenSlideReader
 from .orientation import Box
 from .raster import Encoding, Level
@@ -41,13 +44,14 @@ def open_slide(
 
     Built in: SVS, NDPI, Leica, Philips, Ventana without overlaps, tiled, pyramidal and stripped TIFF and BigTIFF,
     OME-TIFF, of 8-bit RGB, grey and palette, in JPEG, JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA,
-    PackBits or raw; PNG, JPEG and JPEG 2000 files as slides of one level. OpenSlide, if installed, reads all others
-    (MIRAX, DICOM, ...).
+    PackBits or raw; DICOM; OME-Zarr; PNG, JPEG and JPEG 2000 files as slides of one level. OpenSlide, if installed,
+    reads all others (MIRAX, ...).
 
     A slide with an index (`index_slide`) opens in milliseconds; others are scanned.
 
     Args:
-        path: the file, or a URL (https://, s3://, ...), of which only the bytes that are needed are read.
+        path: the file, or a URL (https://, s3://, ...), of which only the bytes that are needed are read; of DICOM the
+            folder of a series, or a file of one; of OME-Zarr the folder.
         mpp: micrometres per pixel of level 0, if the file has none or an implausible one (see `Slide.problems`). A
             difference of more than a tenth from the file's own is reported there too.
         max_pixels: a level 0 that declares more is refused unread.
@@ -75,7 +79,7 @@ class Slide:
         levels: finest first.
         mpp: micrometres per pixel of level 0, the mean of both axes; None if unknown or implausible.
         mpp_source: its source: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
-            "OpenSlide"; "" if it is unknown.
+            "DICOM", "OME-Zarr", "OpenSlide"; "" if it is unknown.
         why_no_mpp: why `mpp` is None, in words; "" if it is known.
         damage: why the whole file is damaged, in words (truncated); else "".
         magnification: of the objective; None when unknown.
@@ -99,7 +103,8 @@ class Slide:
             given = f"{mpp:g} micrometres per pixel were given, and the slide says {own:.4g} ({layout.mpp_source})"
             self.problems += (f"{given}: the given value is used",)
         self._native = EncodedTileReader(path, (index.identity.size, index.identity.modified), layout)
-        self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
+        foreign = {"openslide": OpenSlideReader, "zarr": OmeZarrReader}.get(layout.reader)
+        self._foreign = foreign(path, layout.levels) if foreign else None
 
     def __enter__(self) -> Slide:
         return self
@@ -110,6 +115,15 @@ class Slide:
     def __repr__(self) -> str:
         size = f"{self.levels[0].width}x{self.levels[0].height}"
         return f"Slide({str(self.path)!r}, {size}, {len(self.levels)} levels, mpp={self.mpp})"
+
+    @property
+    def pixel_file(self) -> Path:
+        """The file with the first tile of level 0; of OME-Zarr the folder."""
+        if not self._layout.files:
+            return self.path
+        raster = self._layout.rasters[0]
+        first = int(raster.offsets[raster.counts > 0].min(initial=0))
+        return (self.path if self.path.is_dir() else self.path.parent) / self._layout.files[first // PART].name
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
@@ -157,13 +171,13 @@ class Slide:
         return self.encoded_tiles(region)
 
     def encoding(self, level: int = 0) -> Encoding | None:
-        """How the tiles of a level are stored; None if OpenSlide reads the slide."""
+        """How the tiles of a level are stored; None if OpenSlide or zarr reads the slide."""
         return None if self._foreign else self._layout.rasters[self._level(level)].encoding
 
     def stored_bytes(self, regions: Sequence[Region]) -> NDArray[np.int64]:
         """int64 [n], bytes of the largest tile in each region, all of one level: blank tiles compress to few bytes.
-        Looks up nine points of each region and reads no pixels. Zeros if tiles are rotated or OpenSlide reads the
-        slide."""
+        Looks up nine points of each region and reads no pixels. Zeros if tiles are rotated or OpenSlide or
+        zarr reads the slide."""
         raster = None if self._foreign else self._layout.rasters[regions[0].level]
         if raster is None or raster.encoding.orientation != 1:
             return np.zeros(len(regions), np.int64)

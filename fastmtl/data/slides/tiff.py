@@ -11,6 +11,7 @@ import numpy as np
 
 from ...utils.optional_imports import require
 from . import tiff_metadata
+from .empty_tiles import said_of_empty
 from .errors import SlideError
 from .raster import Layout, Raster, levels_of
 from .scale import Scale, aperio_scale, first_of, ome_scale, tag_scale
@@ -92,7 +93,7 @@ def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
     if vendor == "aperio":
         _spread_empty(rasters)
     damage = _truncated(file, rasters)
-    _tell_empty(rasters, problems)
+    problems += said_of_empty(rasters)
     scale = _scale(file, main, vendor)
     turned = base.encoding.orientation >= 5
     return Layout(
@@ -133,7 +134,7 @@ def _arranged(path: Path, file: TiffFile, vendor: str, max_pixels: int) -> Layou
         except ValueError as error:
             problems.append(f"{name} is left out: {error}")
     damage = _truncated(file, rasters)
-    _tell_empty(rasters, problems)
+    problems += said_of_empty(rasters)
     levels = levels_of(tuple(rasters))
     return Layout(
         reader="native",
@@ -252,16 +253,6 @@ def _truncated(file: TiffFile, rasters: list[Raster]) -> str:
     if len(number) == file.tiff.offsetsize and struct.unpack(file.tiff.offsetformat, number)[0] >= size:
         found.append(f"the pages after the first {len(file.pages)}")
     return f"truncated: {', '.join(found)} lie beyond its end; copy it again" if found else ""
-
-
-def _tell_empty(rasters: list[Raster], problems: list[str]) -> None:
-    found = []
-    for level, raster in enumerate(rasters):
-        if empty := int(np.count_nonzero(~raster.stored)):
-            drawn = f"drawn from level {level - 1}" if level and not raster.placement else "background"
-            found.append(f"{empty} of {raster.stored.size} of level {level} ({drawn})")
-    if found:
-        problems.append(f"has empty tiles: {', '.join(found)}")
 
 
 def _scale(file: TiffFile, main: Picture, vendor: str) -> Scale:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ...errors import UserError
 from ..dataset import ImageSource, Region
 from ..images.pictures import open_picture
-from ..slides.index import Identity, identify, index_path
+from ..slides.identity import Identity, identify
+from ..slides.index import index_path
 from .files import StainFileError
 from .statistics import StainStatistics, collected
 

@@ -57,6 +57,8 @@ class RemoteFile:
     largest_gap = 2**18
     """Bytes between two tiles up to which one request for both is cheaper than two."""
 
+    descriptors = 1
+
     def __init__(self, url: str):
         self._url, self._transport, self._info = url, transport_of(url), info_of(url)
 
