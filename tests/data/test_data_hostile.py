@@ -124,7 +124,7 @@ def test_words_for_missing_cells_are_noticed(folder):
     Image.open(folder / "tile.png").save(folder / "third.png")
     rows = "image,label,age\ntile.png,NaN,nan\nother.png,a,3\nthird.png,a,4\n"
     reasons = " ".join(problem.reason for problem in manifest(folder, rows).problems)
-    assert "'nan' is no number" in reasons
+    assert "'nan' (line 2) is no number" in reasons
     assert "has a class 'NaN'" in reasons
 
 
