@@ -256,8 +256,8 @@ def test_the_next_slide_is_decoded_while_this_one_runs(tmp_path, slide):
     def read(folder):
         loader = read_tiles(folder)
         if folder.tiles[0].id.startswith("second"):
-            receive = loader._receive
-            loader._receive = lambda plans: (receive(plans), decoded.set())[0]
+            read_next = loader._pipeline.next
+            loader._pipeline.next = lambda: (read_next(), decoded.set())[0]
         return loader
 
     assert predict({"first": slide, "second": slide}, tmp_path / "out", Waits(), read=read).new == 2

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from ...errors import reason_of
 from ...protocols import Batch, Target
 from ...utils.normalization import IMAGENET
 from ..dataset import Tile
 from ..slides.decoded_tiles import DEFAULT_BYTES, TileUse, decoded_tiles
 from .augment import Augmentation
-from .dali_graph import cause
 from .encoded_images import EncodedImages
+from .epoch_tiles import EpochTiles
 from .patches import TileStream
 from .pipeline import Pipeline
 from .position import identity, samples_before, sizes
 from .prefetch import EncodedBatch, Plan, Prefetcher
-from .quarantine import DamagedSampleError, Quarantine, TileReadError
+from .quarantine import Quarantine
 from .samplers import Sampler
 from .targets import Columns, ColumnValues
 from .tile_sets import TileSets
@@ -127,14 +125,8 @@ class TileLoader:
         mask_sampling: Literal["bilinear", "nearest"] = "bilinear",
         pictures: EncodedImages | None = None,
     ):
-        _check(size=size, num_threads=num_threads, prefetch=prefetch, std=std, device=device)
-        if mask_sampling not in ("bilinear", "nearest"):
-            raise ValueError(f'`mask_sampling` must be "bilinear" or "nearest"; got {mask_sampling!r}')
-        if tile_cache < 0:
-            raise ValueError(f"`tile_cache` must be 0 bytes or more; got {tile_cache}")
+        _check(num_threads=num_threads, prefetch=prefetch, tile_cache=tile_cache, device=device)
         decoded_tiles.most_bytes = tile_cache
-        self._stream = tiles if isinstance(tiles, TileStream) else None
-        self._tiles: Sequence[Tile] = () if isinstance(tiles, TileStream) else tuple(tiles)
         self._sampler = Sampler(
             batch_size,
             seed,
@@ -152,9 +144,10 @@ class TileLoader:
         )
         self._given = self._sampler  # with the shares of the first epoch
         self._columns = Columns(targets, metadata or {}, sets)
+        self._of_epochs = EpochTiles(tiles, self._columns)
         self._epoch = self._batch = self._samples = self._iteration = 0
         self._resumed = False
-        self._read_epoch()
+        self._tiles, _ = self._of_epochs.read(0)
         self._sampler.check(self._tiles)
         self._length = self._whole = self._sampler.num_batches(self._tiles)
         self._quarantine = Quarantine(max_damaged, len(self._tiles))
@@ -210,16 +203,16 @@ class TileLoader:
         if self._batch >= len(self) and not self._resumed:  # the loop ended right after its last batch
             self._set_position(self._epoch + 1)
         self._resumed = False
-        table = self._read_epoch()
+        self._tiles, table = self._of_epochs.read(self._epoch)
         pieces = self._pictures.pieces_of(self._tiles) if self._sampler.by_slide else None
         first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch, self._samples, pieces)
         self._pipeline.start(self._epoch, self._tiles, plans)
-        for number in range(len(plans)):
+        for number, plan in enumerate(plans, first + 1):
             self._check_current(iteration)
-            batch, tensors = self._receive(plans[number:])
-            self._batch, self._samples = first + number + 1, plans[number].end
+            batch, tensors = self._pipeline.next()
+            self._batch, self._samples = number, plan.end
             if len(batch.tiles):
-                yield self._assemble(table, batch, tensors, plans[number])
+                yield self._assemble(table, batch, tensors, plan)
         self._check_current(iteration)
         self._pipeline.end_pass()
         self._set_position(self._epoch + 1)
@@ -241,7 +234,7 @@ class TileLoader:
         belongs to, and the quarantine; JSON types only, the same on all ranks except for the quarantine."""
         position: dict[str, Any] = {"epoch": self._epoch, "batch": self._batch, "samples": self._samples}
         if (sets := self._sampler.sets) is not None and sets.since:
-            position["mixing"] = {"shares": list(sets.shares), "since": sets.since, "before": list(sets.before)}
+            position["mixing"] = sets.mixing()
         return {**position, "quarantine": self.quarantine, **self._identity, **sizes(self._sampler)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,36 +293,9 @@ class TileLoader:
         self._epoch, self._batch, self._samples = epoch, batch, samples
         self._length = batch + (self._sampler.num_batches(self._tiles, samples) if samples else self._whole)
 
-    def _read_epoch(self) -> ColumnValues:
-        """Set `_tiles` to the current epoch's tiles; their columns."""
-        if self._stream is not None:
-            self._tiles = tuple(self._stream.tiles_of(self._epoch))
-            return self._columns.read(self._tiles)
-        if not hasattr(self, "_table"):
-            self._table = self._columns.read(self._tiles)
-        return self._table
-
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        tiles = self._tiles if self._stream is None else self._stream.tiles_of(0)
-        return identity(self._sampler, tiles, self._columns.named)
-
-    def _receive(self, plans: Sequence[Plan]) -> tuple[EncodedBatch, list[Tensor]]:
-        """The next batch, the first of `plans`; if one of its tiles is damaged, the batch is read again without it."""
-        while True:
-            try:
-                return self._pipeline.next()
-            except TileReadError:
-                raise
-            except DamagedSampleError as error:
-                self._prefetcher.report(error.tile, error.picture, error.reason)
-            except Exception as error:  # DALI's RuntimeError does not name the sample
-                reason_of(error)  # raises errors that say nothing about the tiles
-                if not self._pipeline.report_undecodable():
-                    ids = ", ".join(self._tiles[tile].id for tile in plans[0].samples.tolist())
-                    place = f"batch {self._batch} of epoch {self._epoch}"
-                    raise TileReadError(f"{place} cannot be read: {cause(error)}; its tiles: {ids}", ()) from error
-            self._pipeline.start(self._epoch, self._tiles, plans)
+        return identity(self._sampler, self._of_epochs.first, self._columns.named)
 
     def _assemble(self, table: ColumnValues, batch: EncodedBatch, tensors: list[Tensor], plan: Plan) -> Batch:
         images, *maps = tensors
@@ -340,9 +306,7 @@ class TileLoader:
         ids, groups = [tile.id for tile in tiles], [tile.group for tile in tiles]
         whole = Batch(images, targets, has_label, metadata, ids, groups)
         if (sets := self._sampler.sets) is not None and self._sampler.one_set:
-            number = int(sets.numbers(tiles[:1])[0])
-            own = tuple(name for name in self._columns.targets if name in sets.tasks[number])
-            whole = replace(whole, set=sets.names[number], tasks=own)
+            whole = sets.name(whole, tiles[0], self._columns.targets)
         return self._pipeline.to_device(whole)
 
     def _check_current(self, iteration: int) -> None:
@@ -350,12 +314,12 @@ class TileLoader:
             raise RuntimeError("this iteration was ended: by a newer one, close(), set_epoch() or load_state_dict()")
 
 
-def _check(*, size: int, num_threads: int, prefetch: int, std: Sequence[float], device: str) -> None:
-    for name, value in (("size", size), ("num_threads", num_threads), ("prefetch", prefetch)):
+def _check(*, num_threads: int, prefetch: int, tile_cache: int, device: str) -> None:
+    for name, value in (("num_threads", num_threads), ("prefetch", prefetch)):
         if value < 1:
             raise ValueError(f"`{name}` must be 1 or more; got {value}")
-    if min(std) <= 0:
-        raise ValueError(f"`std` must be positive; got {std}")
+    if tile_cache < 0:
+        raise ValueError(f"`tile_cache` must be 0 bytes or more; got {tile_cache}")
     if device not in ("cpu", "gpu"):
         raise ValueError(f'`device` must be "cpu" or "gpu"; got {device!r}')
     if device == "gpu" and not torch.cuda.is_available():

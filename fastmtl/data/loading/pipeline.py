@@ -1,4 +1,4 @@
-"""Read, decode and transform batches in order."""
+"""Read, decode and transform batches in order; a batch with a damaged tile is read again without it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ...errors import reason_of
 from ...protocols import Batch
 from ..dataset import Tile
-from .dali_graph import DaliGraph, undecodable
+from .dali_graph import DaliGraph, cause, undecodable
 from .prefetch import EncodedBatch, Plan, Prefetcher
+from .quarantine import DamagedSampleError, TileReadError
 from .samplers import slides_of
 from .transform_cpu import CpuTransform, TransformOptions
 
@@ -39,20 +41,49 @@ class Pipeline:
         self._transform: CpuTransform | GpuTransform | None = None
         self._graph: DaliGraph | None = None
         self._idle = False
+        self._epoch = self._done = 0
         self._tiles: Sequence[Tile] = ()
+        self._plans: Sequence[Plan] = ()
 
     def start(self, epoch: int, tiles: Sequence[Tile], plans: Sequence[Plan]) -> None:
         """Start a pass over these batches."""
-        if not plans:
+        self._epoch, self._tiles, self._plans, self._done = epoch, tiles, plans, 0
+        self._restart()
+
+    def _restart(self) -> None:
+        """Go on with the first batch that `next` has not returned."""
+        if self._done == len(self._plans):
             return
-        self._tiles = tiles
         if not self._idle:  # stopped during a pass, or broken: it still holds that pass's batches
             self._graph = None
-        self._prefetcher.start(epoch, tiles, plans)
+        self._prefetcher.start(self._epoch, self._tiles, self._plans[self._done :])
         self._idle = False
 
     def next(self) -> tuple[EncodedBatch, list[Tensor]]:
-        """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`."""
+        """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`.
+
+        Raises:
+            TileReadError: it cannot be read; or more tiles are damaged than the quarantine takes.
+        """
+        while True:
+            try:
+                found = self._next()
+            except TileReadError:
+                raise
+            except DamagedSampleError as error:
+                self._prefetcher.report(error.tile, error.picture, error.reason)
+            except Exception as error:  # DALI's RuntimeError does not name the sample
+                reason_of(error)  # raises errors that say nothing about the tiles
+                if not self._report_undecodable():
+                    ids = ", ".join(self._tiles[tile].id for tile in self._plans[self._done].samples.tolist())
+                    place = f"a batch of epoch {self._epoch}"
+                    raise TileReadError(f"{place} cannot be read: {cause(error)}; its tiles: {ids}", ()) from error
+            else:
+                self._done += 1
+                return found
+            self._restart()
+
+    def _next(self) -> tuple[EncodedBatch, list[Tensor]]:
         if self._transform is None:
             self._transform = self._make_transform()
         batch, decoded = self._decoded()
@@ -84,7 +115,7 @@ class Pipeline:
             self._graph.rewind()
         self._idle = True
 
-    def report_undecodable(self) -> bool:
+    def _report_undecodable(self) -> bool:
         """Quarantine the tiles of the current batches that DALI cannot decode; returns whether any were found."""
         found = False
         for batch in list(self._prefetcher.fed):

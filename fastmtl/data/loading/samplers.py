@@ -218,8 +218,7 @@ class Sampler:
         """The same sampler with the shares of a loader's state, if they had changed."""
         if state is None or self.sets is None:
             return self
-        shares, before = tuple(map(float, state["shares"])), tuple(map(int, state["before"]))
-        return replace(self, sets=replace(self.sets, shares=shares, since=int(state["since"]), before=before))
+        return replace(self, sets=self.sets.with_mixing(state))
 
     def _paired(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """The tiles of all ranks in order, pair after pair, and the size of each batch."""

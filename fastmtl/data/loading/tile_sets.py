@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...protocols import Batch
 from ..dataset import Tile
 
 
@@ -48,6 +49,21 @@ class TileSets:
     def has_task(self, task: str) -> NDArray[np.bool_]:
         """bool [S]: the sets that have labels for the task."""
         return np.array([task in own for own in self.tasks], bool)
+
+    def name(self, batch: Batch, tile: Tile, tasks: Iterable[str]) -> Batch:
+        """The batch of the set of `tile` with the set's name and those of its `tasks`, in their order."""
+        number = int(self.numbers([tile])[0])
+        own = tuple(task for task in tasks if task in self.tasks[number])
+        return replace(batch, set=self.names[number], tasks=own)
+
+    def mixing(self) -> dict[str, Any]:
+        """The part that changes with the shares; JSON types."""
+        return {"shares": list(self.shares), "since": self.since, "before": list(self.before)}
+
+    def with_mixing(self, state: Mapping[str, Any]) -> TileSets:
+        """The same sets with the `mixing` of others."""
+        shares, before = tuple(map(float, state["shares"])), tuple(map(int, state["before"]))
+        return replace(self, shares=shares, since=int(state["since"]), before=before)
 
     def state(self) -> dict[str, Any]:
         """What the order of tiles depends on; JSON types."""

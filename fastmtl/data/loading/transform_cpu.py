@@ -86,6 +86,14 @@ class TransformOptions:
     with_draws: bool = False
     mask_sampling: str = "bilinear"
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"`size` must be 1 or more; got {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"`std` must be positive; got {self.std}")
+        if self.mask_sampling not in ("bilinear", "nearest"):
+            raise ValueError(f'`mask_sampling` must be "bilinear" or "nearest"; got {self.mask_sampling!r}')
+
     def takes_nearest(self, column: MapColumn) -> bool:
         """Whether the map is sampled without interpolation; classes always are."""
         return column.kind == "classes" or self.mask_sampling == "nearest"
