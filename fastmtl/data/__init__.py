@@ -56,20 +56,11 @@ if TYPE_CHECKING:
     from .slides.raster import Level
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
+    from .splits.drawn_splits import grouped_split, kfold, with_inner_share
     from .splits.groups import with_groups
     from .splits.sites import site_notices, with_sites
+    from .splits.split import Split, check_no_leak, one_sided_classes, published_fold, split_by_column, split_by_groups
     from .splits.split_files import load_groups, load_inner_groups, load_split, load_test_groups, save_split
-    from .splits.splitting import (
-        Split,
-        check_no_leak,
-        grouped_split,
-        kfold,
-        one_sided_classes,
-        published_fold,
-        split_by_column,
-        split_by_groups,
-        with_inner_share,
-    )
     from .stain.files import StainFileError
     from .stain.normalizer import StainNormalizer
     from .stain.slide_statistics import slide_statistics
@@ -124,10 +115,10 @@ _NAMES = {
     "slides.raster": "Level",
     "slides.slide": "Slide open_slide",
     "slides.tissue_mask": "TissueMask",
+    "splits.drawn_splits": "grouped_split kfold with_inner_share",
     "splits.groups": "with_groups",
     "splits.sites": "site_notices with_sites",
-    "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes published_fold split_by_column "
-    "split_by_groups with_inner_share",
+    "splits.split": "Split check_no_leak one_sided_classes published_fold split_by_column split_by_groups",
     "splits.split_files": "load_groups load_inner_groups load_split load_test_groups save_split",
     "stain.files": "StainFileError",
     "stain.normalizer": "StainNormalizer",

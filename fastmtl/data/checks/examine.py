@@ -13,7 +13,7 @@ from ...utils.words import counted, few
 from ..dataset import Dataset, Problem, Region, Tile, class_counts, kind_of, maps_of
 from ..images.pictures import file_of, open_picture, picture_size
 from ..splits.sites import site_notices
-from ..splits.splitting import split_by_column
+from ..splits.split import split_by_column
 from .damaged_tiles import MAX_PIXELS, check_tiles, named_file
 from .duplicates import duplicate_notices
 from .mask_report import examine_masks

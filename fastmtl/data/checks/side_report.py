@@ -9,7 +9,7 @@ from typing import Any
 
 from ..dataset import Dataset, Tile, class_counts, maps_of
 from ..images.polygons import Polygons, polygon_classes
-from ..splits.splitting import Split
+from ..splits.split import Split
 
 SIDES = ("train", "val", "test", "inner")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...utils.atomic_io import write_whole
 from ...utils.json_toml import parse_json
 from ..text import read_text
-from .splitting import Split
+from .split import Split
 
 
 def save_split(split: Split, path: str | Path) -> None:
