@@ -13,6 +13,7 @@ import torch
 from .. import data
 from ..builders import components, datasets
 from ..builders.split_leaks import split_leaks
+from ..builders.splits import split_of
 from ..config import Recipe
 from ..data.checks.damaged_tiles import MAX_DAMAGED
 from ..data.checks.duplicates import find_duplicates
@@ -71,7 +72,7 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     if not good:
         return Rehearsal(refused, odd, {})
     usable = replace(folder, tiles=good)
-    split = tried(lambda: datasets.split_of(recipe, usable, root)[0])
+    split = tried(lambda: split_of(recipe, usable, root)[0])
     sides = split and tried(lambda: split.apply(usable))
     train, splits = usable, {}
     if split and sides:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from .. import api
 from ..builders import datasets
+from ..builders.splits import split_of
 from ..config import ConfigError, Recipe
 from ..config.resuming import differences
 from ..training.errors import Interrupted
@@ -133,7 +134,7 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
             f"{paper.key} has the classes {', '.join(sorted(paper.classes))}; {root} has "
             f"{', '.join(folder.class_names)}: it is not the paper's data set."
         )
-    splits = [datasets.split_of(row.run(RunKey(fold)), folder, root) for fold in range(folds)]
+    splits = [split_of(row.run(RunKey(fold)), folder, root) for fold in range(folds)]
     if len({split.val for split, _ in splits}) < folds:
         raise ConfigError(
             f"{root} has one split for the {folds} folds, {splits[0][1]}: their runs would be the same; add --folds 1."

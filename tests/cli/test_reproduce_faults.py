@@ -10,6 +10,7 @@ from helpers.stages import TWO, recipe_of
 
 from fastmtl import api, data
 from fastmtl.builders import datasets
+from fastmtl.builders.splits import split_of
 from fastmtl.config import ConfigError
 from fastmtl.reproduce import Score, delta_m, plan, reproduction, tables
 from fastmtl.reproduce.plan import Result, RunKey
@@ -112,7 +113,7 @@ def test_a_manifest_with_one_split_has_no_folds(tmp_path):
     root, told = write_ebhi(tmp_path / "data"), tmp_path / "data" / "tiles.csv"
     (row,) = plan("mask2tasks", rows=["pcgrad"], scale="tiny")
     folder = datasets.read_data(row.recipe, root)
-    held_out = set(datasets.split_of(row.run(RunKey(0)), folder, root)[0].val)
+    held_out = set(split_of(row.run(RunKey(0)), folder, root)[0].val)
     data.write_manifest(folder, told)
     head, *lines = told.read_text().splitlines()
     place = head.split(",").index("id")
