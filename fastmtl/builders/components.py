@@ -83,7 +83,8 @@ def build_tasks(
         if target_kind(options["kind"]) == "label" and not names:
             raise ConfigError(
                 f"task {name!r} needs at least two classes, but the data have no classes in column "
-                f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'} (set tasks.{name}.column)."
+                f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'}. "
+                + (f"Set tasks.{name}.column." if groups else f'Remove the task: without = ["tasks.{name}"].')
             )
         task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
         if column := column_in(recipe, name, task.target.kind):

@@ -11,7 +11,9 @@ from helpers.data_check import write_rows
 from helpers.tiles import random_pixels, write_folder, write_image
 
 from fastmtl import data
+from fastmtl.builders.components import build_tasks
 from fastmtl.cli import main
+from fastmtl.config import ConfigError, load_recipe
 from fastmtl.data import read_manifest
 
 RECIPE = """
@@ -59,6 +61,11 @@ def test_a_recipe_that_fits_refuses_nothing(tmp_path: Path, capsys):
     write_folder(tmp_path, {"A": 8, "B": 8}, size=32)
     assert main(["data", "check", str(tmp_path), "--recipe", "demo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["refused"] == []
+
+
+def test_a_task_of_classes_on_data_without_any_names_the_cure():
+    with pytest.raises(ConfigError, match=r'none\. Remove the task: without = \["tasks\.classification"\]'):
+        build_tasks(load_recipe("demo"), ())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from helpers.remote_slides import forget, same_slide, write_slide
 
 from fastmtl import data
 from fastmtl.data.slides.remote import backoff, files
+from fastmtl.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -27,6 +28,20 @@ def test_a_slide_of_an_object_store(store, tmp_path, monkeypatch):
         data.open_slide(f"memory:/{folder}/absent.tiff")
     with pytest.raises(data.SlideError, match="scheme that fsspec does not know"):
         data.open_slide("nosuchscheme://bucket/a.svs")
+
+
+@pytest.mark.parametrize(
+    ("said", "how"), [("Install s3fs to access S3", r": pip install 'fastmtl\[remote\]'"), ("x", "")]
+)
+def test_a_missing_package_of_a_store_is_one_line(said, how, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+
+    def missing(url):
+        raise ImportError(said)
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(UserError, match=rf"^s3://bucket/a.svs: {said}{how}$"):
+        data.open_slide("s3://bucket/a.svs")
 
 
 def test_a_file_that_an_object_store_opens_again_is_the_same_or_refused(store):

@@ -6,7 +6,7 @@ import time
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ....utils.optional_imports import require
+from ....utils.optional_imports import MissingExtra, install_command, require
 from .backoff import RemoteFileChanged, ServerBusy, with_retries
 from .transport import FileInfo
 
@@ -26,7 +26,8 @@ class ObjectStoreFile:
         try:
             self._store, self._name = fsspec.core.url_to_fs(url)
         except ImportError as error:
-            raise ImportError(f"{url}: {error}") from error
+            how = f": {install_command('s3fs')}" if "s3fs" in str(error) else ""
+            raise MissingExtra(f"{url}: {error}{how}") from error
         except ValueError as error:
             raise OSError(None, f"has a scheme that fsspec does not know: {error}") from error
         self._free: SimpleQueue[Any] = SimpleQueue()  # handles that no thread reads with
