@@ -15,12 +15,14 @@ from .. import data
 from ..api import rehearsal
 from ..builders import datasets
 from ..config import ConfigError, load_recipe, parse_overrides
+from ..data.patient_names import rule_in_words
 from ..utils.words import counted, few
 from . import data_page
 from .arguments import Parser
 from .file_progress import FileProgress
 
 _SHOWN = 20  # files without oddities that are listed
+_FEW = 5  # patients
 
 
 def prepare(arguments: Sequence[str]) -> int:
@@ -61,7 +63,7 @@ def prepare(arguments: Sequence[str]) -> int:
             json.dumps(_prepared_words(prepared) | {"recipe": _recipe_words(prepared, parsed.index_folder)}, indent=1)
         )
     else:
-        _show_prepared(prepared, parsed.index_folder)
+        _show_prepared(prepared, parsed.index_folder, parsed.patient)
     return 0 if all(one.kind for one in prepared.found) and not prepared.unnamed else 1
 
 
@@ -108,6 +110,7 @@ def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
     ]
     return {
         "manifest": str(prepared.manifest),
+        "patients": list(prepared.patients),
         "existed": prepared.existed,
         "unnamed": list(prepared.unnamed),
         "files": files,
@@ -127,7 +130,7 @@ def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[st
     return words
 
 
-def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
+def _show_prepared(prepared: data.Prepared, index_folder: Path | None, patient: str | None) -> None:
     table = data_page.table("file", "kind", "size", "levels", "mpp", "mask", "odd")
     folder = prepared.manifest.parent
     plain = 0
@@ -163,7 +166,13 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
                 soft_wrap=True,
             )
     else:
-        console.print(f"{prepared.manifest}: {what}; see it with fastmtl data check")
+        console.print(f"{prepared.manifest}: {what}; check it: fastmtl data check {prepared.manifest}", soft_wrap=True)
+        rule = rule_in_words() if patient is None else rule_in_words(patient)
+        console.print(
+            f"patients: {len(prepared.patients)}, by {rule}: {few(prepared.patients, _FEW)}; if that is wrong, remove "
+            "the manifest and give --patient REGEX, or edit its column of patients",
+            soft_wrap=True,
+        )
     for key, value in _recipe_words(prepared, index_folder).items():
         console.print(f"for recipes, and for --set of data check: data.{key}={value}")
 

@@ -11,6 +11,7 @@ from ..utils.words import counted, few
 from .identifiers import LOOK_ALIKES, clean_name, identifier_key, last_part, quoted_beside, says_missing
 
 _SHORTENED = re.compile(r"\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE)
+_OME = re.compile(r"(?<=.)\.ome$", re.IGNORECASE)
 _MOST_LISTED = 3
 
 PATIENT = "[^-]+"
@@ -21,13 +22,16 @@ def group_of(name: str, patient: str = PATIENT) -> str:
     """The patient in a file name, upper-cased: the first group of the regular expression `patient`, or its whole match.
 
     A name without a match is its own patient. The name is cleaned first (`clean_name`), and may be a Windows path.
+    The ending is no part of it: of P1.ome.tif and P1.svs the patient is P1.
 
     >>> group_of("GTxc2012476-1-400-001.png")
     'GTXC2012476'
     >>> group_of("slide7_p03_12.png", r".*_(p[0-9]+)_")
     'P03'
+    >>> group_of("P1.ome.tif")
+    'P1'
     """
-    stem = clean_name(Path(last_part(name)).stem)
+    stem = clean_name(_OME.sub("", Path(last_part(name)).stem))
     found = re.match(patient, stem)
     if found is None:
         return stem.upper()

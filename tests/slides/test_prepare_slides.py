@@ -60,11 +60,15 @@ def test_a_second_call_scans_only_what_is_missing(tmp_path: Path, monkeypatch: p
 def test_files_that_came_later_are_named_and_the_manifest_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = _slides(tmp_path / "d")
     assert main(["prepare", str(folder)]) == 0
+    first = capsys.readouterr().out
+    assert 'patients: 3, by file name (before the first "-"): P0, P1, P2; if that is wrong' in first
     edited = (folder / "manifest.csv").read_text().replace("patient", "group")
     (folder / "manifest.csv").write_text(edited)
     assert main(["prepare", str(folder)]) == 0
     write_tiff(folder / "P9-1.tiff", tissue_like(seed=9))
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "patients" not in said
+    assert "passed over" not in said  # the manifest itself
     assert main(["prepare", str(folder)]) == 1
     said = capsys.readouterr().out
     assert "manifest.csv was there and is unchanged; the folder has 0 tiles, 4 slides" in said

@@ -36,7 +36,8 @@ def slides(tmp_path: Path) -> Path:
     flat = folder / "flat"
     write_dicom(flat, PIXELS, series="1.2.6", levels=1)
     write_instance(flat / "other.dcm", PIXELS, series="1.2.7")
-    write_image(folder / "P4-store_mask.png", np.zeros((210, 300), np.uint8))
+    for name in ("P3", "P4-store"):
+        write_image(folder / f"{name}_mask.png", np.zeros((210, 300), np.uint8))
     (folder / "P2" / "notes.txt").write_text("notes")
     return folder
 
@@ -56,7 +57,9 @@ def test_prepare_lists_each_slide_once(slides):
     assert [row["id"] for row in rows] == [
         *("P1/1.2.840.7", "P2", "P3.ome", "P4-store", "P5", "flat/label", "flat/other"),
     ]
-    assert [row["mask"] for row in rows] == ["", "", "", "P4-store_mask.png", "", "", ""]
+    assert [row["mask"] for row in rows] == ["", "", "P3_mask.png", "P4-store_mask.png", "", "", ""]
+    assert [row["patient"] for row in rows] == ["1.2.840", "P2", "P3", "P4", "P5", "LABEL", "OTHER"]
+    assert found.patients == ("1.2.840", "LABEL", "OTHER", "P2", "P3", "P4", "P5")
     assert [(one.kind, one.size, one.mpp) for one in found.found] == [("slide", (300, 210), 0.5)] * 7
     assert found.passed_over == {".txt": 1}
     assert sorted(path.name for path in (slides / ".fastmtl").iterdir()) == [

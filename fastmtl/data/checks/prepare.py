@@ -21,7 +21,7 @@ from ..manifest.path_rule import PathRule
 from ..manifest.picture_refs import SLIDE_SUFFIXES
 from ..manifest.table_io import read_table, write_table
 from ..manifest.writing import write_manifest
-from ..patient_names import PATIENT, group_of
+from ..patient_names import PATIENT, group_of, one_spelling
 from ..slides.index import FOLDER as INDEX_FOLDER
 from ..slides.indexing import index_slide
 from ..slides.opened import forget_opened, opened
@@ -62,6 +62,7 @@ class Prepared:
         manifest: the file.
         found: every image and slide, sorted by path; those of kind "" are not in the manifest.
         passed_over: numbers of files that are not images, by ending; of masks without an image, and linked folders.
+        patients: that were found in the files' names, sorted; () if the manifest was there before.
         unnamed: files that can be used and that a manifest from before does not name; it was left as it is.
         existed: whether the manifest was there before.
     """
@@ -69,6 +70,7 @@ class Prepared:
     manifest: Path
     found: tuple[Found, ...]
     passed_over: dict[str, int]
+    patients: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
     existed: bool = False
 
@@ -138,14 +140,17 @@ def prepare(
     if named is not None:
         rule = PathRule(manifest.parent, Path(os.path.sep))
         unnamed = tuple(text for one in usable if (text := rule.relative(one.path)) not in named)
-        return Prepared(manifest, tuple(found), passed_over, unnamed, existed=True)
+        if manifest.resolve().is_relative_to(folder.resolve()):
+            passed_over = dict(Counter(passed_over) - Counter([manifest.suffix.lower()]))
+        return Prepared(manifest, tuple(found), passed_over, unnamed=unnamed, existed=True)
     if dataset is not None:
         kept = {one.path for one in usable}
-        ids = [tile.id for tile in dataset.tiles if tile.image in kept]
-        write_manifest(dataset.subset(ids), manifest, root=Path(os.path.sep))
+        dataset = dataset.subset([tile.id for tile in dataset.tiles if tile.image in kept])
+        write_manifest(dataset, manifest, root=Path(os.path.sep))
+        patients = dataset.groups
     else:
-        _write(manifest, usable, patient)
-    return Prepared(manifest, tuple(found), passed_over)
+        patients = _write(manifest, usable, patient)
+    return Prepared(manifest, tuple(found), passed_over, tuple(sorted(patients)))
 
 
 def _look_at_all(
@@ -248,7 +253,8 @@ def named_files(manifest: Path) -> set[str]:
     return cells | {cell.partition(":")[2] for cell in cells}  # after the preprocessing, as in min_max:scan.png
 
 
-def _write(manifest: Path, usable: list[Found], patient: str) -> None:
+def _write(manifest: Path, usable: list[Found], patient: str) -> set[str]:
+    """Write the manifest; returns its patients, each in one spelling."""
     rule = PathRule(manifest.parent, Path(os.path.sep))
     texts = [rule.relative(one.path) for one in usable]
     bare = [
@@ -264,3 +270,4 @@ def _write(manifest: Path, usable: list[Found], patient: str) -> None:
         rows.append([stem if stems[stem] == 1 else text, *place, mask, group_of(one.path.name, patient)])
     used = [at for at in range(len(names)) if any(row[at] for row in rows)]
     write_table(manifest, [names[at] for at in used], [[row[at] for at in used] for row in rows])
+    return set(one_spelling(row[-1] for row in rows).values())

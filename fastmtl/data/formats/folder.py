@@ -28,6 +28,7 @@ PREDICTED_WITH = "predicted_with.json"
 
 _MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotations"})
 _MASK_ENDS = ("_mask", "-mask", ".mask")
+_OME = ".ome"  # of NAME.ome.tif and NAME.ome.zarr
 _LIKE_MASK = re.compile(r"(.+)[_.-](?:masks?|msk|seg|segmentation|gt|labels?|labell?ed|annotations?)", re.IGNORECASE)
 _LARGEST_TILE = 2048**2  # pixels; a larger TIFF of one level is cut into tiles like a slide
 
@@ -140,4 +141,5 @@ def name_without_ending(path: Path) -> str:
 def _bare(path: Path) -> str:
     """The name that an image and its mask share."""
     stem = clean_name(name_without_ending(path))
-    return next((stem[: -len(end)] for end in _MASK_ENDS if stem.lower().endswith(end)), stem)
+    stem = next((stem[: -len(end)] for end in _MASK_ENDS if stem.lower().endswith(end)), stem)
+    return stem[: -len(_OME)] if stem.lower().endswith(_OME) else stem
