@@ -46,6 +46,7 @@ PREDICT = [_block("prediction.md", words) for words in ("a folder of slides", "t
 BASE_RECIPE = _block("recipes.md", "without = ")
 SLIDE = _block("slides.md", "open_slide")
 _block("slides.md", "fastmtl prepare")  # tests/slides/test_five_formats.py runs them
+_block("slides.md", "ebhi_joint_unet")  # with this recipe
 STAINS = _block("stain.md", "fit_slide")
 PILLOW = _block("stain.md", "Image.open")
 STAIN_RECIPE = _block("stain.md", "[data.stain]")

@@ -31,7 +31,9 @@ pytest.importorskip("zarr")
 from helpers.dicom_slides import write_dicom
 from helpers.zarr_slides import write_zarr
 
-COMMANDS = next(block for block in blocks() if block.page == "slides.md" and "fastmtl prepare" in block.text).commands
+_PAGE = [block for block in blocks() if block.page == "slides.md"]
+COMMANDS = next(block for block in _PAGE if "fastmtl prepare" in block.text).commands
+RECIPE = next(block.text for block in _PAGE if block.language == "toml")
 SMALL = ["--epochs", "2", "--size", "32", "--batch-size", "4", "--precision", "float32"]
 SMALL += ["--set", "model.base_channels=2", "data.tile_size=64", "data.mpp=1.0", "data.min_tissue=0.0"]
 _APERIO = "Aperio Image Library\n256x192 (64x64) JPEG/RGB|AppMag = 20|MPP = 0.5"
@@ -74,7 +76,7 @@ def slides(tmp_path, monkeypatch) -> Path:
             write(folder, name, pixels)
             ends = ".ome" if write is ome_tiff else ""
             write_image(folder / f"{name}{ends}_mask.png", np.where(pixels[..., 0] > 170, 255, 0).astype(np.uint8))
-    (tmp_path / "my_recipe.toml").write_text('extends = "ebhi_joint_unet"\nwithout = ["tasks.classification"]\n')
+    (tmp_path / "my_recipe.toml").write_text(RECIPE)
     return folder
 
 
