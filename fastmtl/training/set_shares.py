@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..balance.pike import pike_shares
+from ..config import Recipe
 from ..distributed import World
 from ..protocols import Batch, MixingLoader
 from ..utils.phases import phase
@@ -133,6 +134,22 @@ class SetShares:
             self._sums.copy_(sums[world.rank])
         else:  # their sum is what counts
             self._sums.copy_(sums.sum(0) if world.rank == 0 else torch.zeros_like(self._sums))
+
+
+def set_shares_of(recipe: Recipe, device: torch.device) -> SetShares | None:
+    """What moves the shares of the recipe's sets; None if they are constant."""
+    data = recipe.data
+    if not data.sets_zeta:
+        return None
+    gradient, noise = data.sets_zeta
+    return SetShares(
+        [one.name for one in data.sets],
+        mixed=data.sets_batches == "mixed",
+        zeta=(gradient, noise),
+        floor=data.sets_floor,
+        every=data.sets_probe_every,
+        device=device,
+    )
 
 
 def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:

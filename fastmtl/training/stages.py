@@ -26,7 +26,7 @@ from .checkpoint_store import damage, newest_sound, set_aside
 from .disk_policy import DiskPolicy
 from .lr_finder import find_lr
 from .lr_schedule import Schedule
-from .set_shares import SetShares
+from .set_shares import set_shares_of
 from .stage_order import StageOrder
 from .state_checks import StateDict
 from .trainer import Trainer
@@ -79,7 +79,7 @@ class Stages:
         self._number = 0
         self._stopping = False
         self._factors: dict[int, dict[str, float]] = {}  # of each stage, known before FSDP2 divides the model
-        self.shares = _set_shares(recipe, device)
+        self.shares = set_shares_of(recipe, device)
         self._asleep = tuple(getattr(model, "frozen", ()))  # parts that were frozen when the model was built
 
     def check(self) -> None:
@@ -296,22 +296,6 @@ class Stages:
                     f"recipe {self.recipe.name}: stages.{stage.name} freezes everything that task {task.name!r} could "
                     f"learn with ({', '.join([*self._asleep, *stage.freeze])}); leave a part of it, or the task out."
                 )
-
-
-def _set_shares(recipe: Recipe, device: torch.device) -> SetShares | None:
-    """What moves the shares of the recipe's sets; None if they are constant."""
-    data = recipe.data
-    if not data.sets_zeta:
-        return None
-    gradient, noise = data.sets_zeta
-    return SetShares(
-        [one.name for one in data.sets],
-        mixed=data.sets_batches == "mixed",
-        zeta=(gradient, noise),
-        floor=data.sets_floor,
-        every=data.sets_probe_every,
-        device=device,
-    )
 
 
 def ready_for_use(recipe: Recipe, model: nn.Module) -> None:

@@ -18,8 +18,7 @@ SETS = np.repeat(np.arange(3), SIZES)
 
 
 def _epochs(number, *, seed=5, batch=4, mixed=False):
-    options = {"seed": seed, "batch": batch, "mixed": mixed}
-    return [set_samples(SETS, SHARES, epoch=epoch, **options) for epoch in range(number)]
+    return [set_samples(SETS, _sets(mixed), seed=seed, epoch=epoch, batch=batch) for epoch in range(number)]
 
 
 def _sets(mixed=False):

@@ -181,16 +181,8 @@ class Sampler:
         if self.balanced:
             return order.balanced_order(self._labels(tiles), seed=self.seed, epoch=epoch, power=self.balance_power)
         if self.sets is not None and self.shuffle:
-            return set_samples(
-                self.sets.numbers(tiles),
-                self.sets.shares,
-                seed=self.seed,
-                epoch=epoch,
-                batch=self.global_batch,
-                mixed=self.sets.mixed,
-                since=self.sets.since,
-                before=self.sets.before,
-            )
+            numbers = self.sets.numbers(tiles)
+            return set_samples(numbers, self.sets, seed=self.seed, epoch=epoch, batch=self.global_batch)
         return order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
 
     def with_shares(self, shares: Sequence[float], num_tiles: int, epoch: int) -> Self:
@@ -202,16 +194,7 @@ class Sampler:
             len(shares) == len(sets.names) and all(0 < one <= 1 for one in shares),
             f"`shares` must be {len(sets.names)} numbers above 0 with sum 1; got {list(shares)}",
         )
-        before = drawn_before(
-            num_tiles,
-            sets.shares,
-            seed=self.seed,
-            epoch=epoch,
-            batch=self.global_batch,
-            mixed=sets.mixed,
-            since=sets.since,
-            before=sets.before,
-        )
+        before = drawn_before(num_tiles, sets, seed=self.seed, epoch=epoch, batch=self.global_batch)
         return replace(self, sets=replace(sets, shares=tuple(shares), since=epoch, before=tuple(before.tolist())))
 
     def with_mixing(self, state: Mapping[str, Any] | None) -> Self:

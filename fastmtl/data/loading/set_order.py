@@ -13,62 +13,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import order
+from .tile_sets import TileSets
 
 _TURNS, _DRAWS, _PASSES = 6, 7, 8  # kinds of random numbers; those below are of `order`
 
 
-def set_samples(
-    sets: NDArray[np.int64],
-    shares: Sequence[float],
-    *,
-    seed: int,
-    epoch: int,
-    batch: int,
-    mixed: bool,
-    since: int = 0,
-    before: Sequence[int] = (),
-) -> NDArray[np.int64]:
-    """The tiles of an epoch in order, those of all ranks: ceil(N / batch) batches, each of one set; or, `mixed`, N
-    tiles of all sets.
+def set_samples(numbers: NDArray[np.int64], sets: TileSets, *, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:
+    """The tiles of an epoch in order, those of all ranks: ceil(N / batch) batches, each of one set; or, mixed, N tiles
+    of all sets.
 
     Args:
-        sets: int64 [N], the set of each tile.
-        shares: of each set, with sum 1.
-        seed, epoch: of the draws.
+        numbers: int64 [N], the set of each tile.
+        sets: their shares, and how they are drawn.
+        seed, epoch: of the draws; the epoch is not before `sets.since`.
         batch: tiles in a batch of all ranks.
-        mixed: whether a batch has tiles of all sets.
-        since: the epoch from which on the shares are these, at most `epoch`.
-        before: samples of each set in the epochs before `since`; none if empty.
     """
-    unit, number = (1, len(sets)) if mixed else (batch, -(-len(sets) // batch))
-    counts = _counts(shares, number, seed, epoch)
-    starts = drawn_before(
-        len(sets), shares, seed=seed, epoch=epoch, batch=batch, mixed=mixed, since=since, before=before
-    )
-    turns = np.repeat(np.arange(len(shares)), counts)
-    turns = np.repeat(turns[order.permutation(number, seed, _TURNS, epoch)], unit)
+    unit, draws = _draws(len(numbers), sets, batch)
+    counts = _counts(sets.shares, draws, seed, epoch)
+    starts = drawn_before(len(numbers), sets, seed=seed, epoch=epoch, batch=batch)
+    turns = np.repeat(np.arange(len(counts)), counts)
+    turns = np.repeat(turns[order.permutation(draws, seed, _TURNS, epoch)], unit)
     samples = np.empty(len(turns), np.int64)
-    for one in range(len(shares)):
-        tiles = np.flatnonzero(sets == one)
+    for one in range(len(counts)):
+        tiles = np.flatnonzero(numbers == one)
         samples[turns == one] = tiles[_passes(len(tiles), int(starts[one]), unit * int(counts[one]), seed, one)]
     return samples
 
 
-def drawn_before(
-    num_tiles: int,
-    shares: Sequence[float],
-    *,
-    seed: int,
-    epoch: int,
-    batch: int,
-    mixed: bool,
-    since: int = 0,
-    before: Sequence[int] = (),
-) -> NDArray[np.int64]:
+def drawn_before(num_tiles: int, sets: TileSets, *, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:
     """int64 [S]: the samples of each set in all epochs before `epoch`, of all ranks; arguments as for `set_samples`."""
-    unit, number = (1, num_tiles) if mixed else (batch, -(-num_tiles // batch))
-    found = np.array(before or [0] * len(shares), np.int64)
-    return sum((unit * _counts(shares, number, seed, earlier) for earlier in range(since, epoch)), found)
+    unit, draws = _draws(num_tiles, sets, batch)
+    found = np.array(sets.before or [0] * len(sets.shares), np.int64)
+    return sum((unit * _counts(sets.shares, draws, seed, earlier) for earlier in range(sets.since, epoch)), found)
+
+
+def _draws(num_tiles: int, sets: TileSets, batch: int) -> tuple[int, int]:
+    """The samples of a draw, and the draws of an epoch."""
+    return (1, num_tiles) if sets.mixed else (batch, -(-num_tiles // batch))
 
 
 def _counts(shares: Sequence[float], number: int, seed: int, epoch: int) -> NDArray[np.int64]:
