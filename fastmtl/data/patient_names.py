@@ -31,11 +31,16 @@ def group_of(name: str, patient: str = PATIENT) -> str:
     >>> group_of("P1.ome.tif")
     'P1'
     """
-    stem = clean_name(_OME.sub("", Path(last_part(name)).stem))
+    stem = name_without_ending(name)
     found = re.match(patient, stem)
     if found is None:
         return stem.upper()
     return ((found.re.groups and found[1]) or found[0] or stem).upper()
+
+
+def name_without_ending(name: str) -> str:
+    """The cleaned name of a file without its ending, and without .ome before it."""
+    return clean_name(_OME.sub("", Path(last_part(name)).stem))
 
 
 def rule_in_words(patient: str = PATIENT) -> str:

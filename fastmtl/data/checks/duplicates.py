@@ -73,9 +73,9 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False, found: Dup
         found: the result of `find_duplicates`, if it is there.
     """
     found = found or find_duplicates(dataset)
-    notices = _slide_notice(dataset, found, found.slides, "slide", "under several names", leaks_alone)
+    notices = _slide_notice(dataset, found, found.slides, "under several names", leaks_alone)
     differing = f"with a slightly different copy (equal at {_PLACES} places of the file, not everywhere)"
-    notices += _slide_notice(dataset, found, found.edited, "slide", differing, leaks_alone)
+    notices += _slide_notice(dataset, found, found.edited, differing, leaks_alone)
     groups = found.pictures
     leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
     groups = leaks if leaks_alone else groups
@@ -121,7 +121,7 @@ def equal_pictures(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
 
 
 def _slide_notice(
-    dataset: Dataset, found: Duplicates, groups: Sequence[list[Path]], noun: str, how: str, leaks_alone: bool
+    dataset: Dataset, found: Duplicates, groups: Sequence[list[Path]], how: str, leaks_alone: bool
 ) -> list[Problem]:
     patients = {slide: tiles[0].group for slide, tiles in found.tiles.items()}
     leaks = [slides for slides in groups if len({patients[slide] for slide in slides}) > 1]
@@ -133,7 +133,7 @@ def _slide_notice(
         other = next(slide for slide in leaks[0] if patients[slide] != patients[first])
     whose = [f" of {patients[slide]}" * bool(leaks) for slide in (first, other)]
     of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
-    reason = f"{counted(len(groups), noun)} {how}{of_two}: {first}{whose[0]} and {other}{whose[1]}"
+    reason = f"{counted(len(groups), 'slide')} {how}{of_two}: {first}{whose[0]} and {other}{whose[1]}"
     return [Problem(dataset.root, reason)]
 
 

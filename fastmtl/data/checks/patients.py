@@ -11,6 +11,7 @@ from ...utils.suggestions import folded
 from ...utils.words import counted, few, named
 from ..dataset import Dataset, Problem, Region, Tile, class_counts
 from ..images.pictures import file_of
+from ..patient_names import name_without_ending
 from ..splits.sites import Units
 
 _NEARLY_ALL = 0.8  # a patient with more than this share of the tiles is suspicious
@@ -123,4 +124,4 @@ def summary_lines(dataset: Dataset, own: str = "label") -> list[str]:
 
 
 def _is_whole_name(tile: Tile) -> bool:
-    return folded(tile.group) == folded(file_of(tile.image).stem)
+    return folded(tile.group) == folded(name_without_ending(file_of(tile.image).name))

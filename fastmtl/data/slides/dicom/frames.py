@@ -13,6 +13,7 @@ from struct import unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from ..joined_files import PART
 from .instances import Instance
 
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
@@ -20,7 +21,6 @@ _HEAD = 8  # bytes of an item before its content
 _PIXELS = b"\xe0\x7f\x10\x00"
 _UNDEFINED = 2**32 - 1
 _IMPLICIT = "1.2.840.10008.1.2"
-_LARGEST = 2**40  # bytes, see `joined_files.PART`
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Where each frame begins, and its bytes; of encapsulated frames with the heads of their items."""
@@ -73,7 +73,7 @@ class _Frames:
         offsets, lengths = (np.frombuffer(table, "<u8") for table in (self._of.offset_table, self._of.length_table))
         if len(offsets) != self._wanted or len(lengths) != self._wanted:
             raise self._wrong_number(min(len(offsets), len(lengths)))
-        if max(int(offsets.max()), int(lengths.max())) >= _LARGEST // 2:
+        if max(int(offsets.max()), int(lengths.max())) >= PART // 2:
             raise self._damaged()
         lengths = lengths.astype(np.int64)
         return first + offsets.astype(np.int64), _HEAD + lengths + lengths % 2  # items have even lengths

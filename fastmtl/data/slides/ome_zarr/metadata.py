@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,11 @@ class Array(NamedTuple):
     stored: tuple[int, ...]
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+
+    @property
+    def num_stored(self) -> int:
+        """How many chunks or shards it has if all are there."""
+        return prod(-(-size // part) for size, part in zip(self.shape, self.stored, strict=True))
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,8 @@ def _image_group(path: Path) -> tuple[Path, JsonObject]:
     """The group of the only image at a path, and its metadata of OME."""
     words = _ome(path)
     if "multiscales" not in words and words.get("bioformats2raw.layout") is not None:
-        series = [str(name) for name in _ome(path / "OME").get("series") or ()] if _has(path / "OME") else ["0"]
-        if not series and _has(path / "1"):
+        series = [str(name) for name in _ome(path / "OME").get("series") or ()] if is_store(path / "OME") else ["0"]
+        if not series and is_store(path / "1"):
             series = ["0", "1"]
         if len(series) > 1:
             raise ValueError(f"holds {len(series)} images or more; name one, such as {path.name}/{series[0]}")
@@ -153,10 +158,6 @@ def _image_group(path: Path) -> tuple[Path, JsonObject]:
         kind = next((name for name in ("plate", "well", "image-label") if name in words), "no image")
         raise ValueError(f"is a Zarr store, but no OME-Zarr image: {_SUBJECT} describe {kind}")
     return path, words
-
-
-def _has(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in METADATA[:3])
 
 
 def _ome(group: Path) -> JsonObject:

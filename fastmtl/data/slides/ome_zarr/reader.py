@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -106,10 +105,9 @@ def missing_chunks(image: ZarrImage, array: Array) -> int:
     Raises:
         ValueError: it declares more chunks than any slide has.
     """
-    expected = prod(-(-size // part) for size, part in zip(array.shape, array.stored, strict=True))
-    if expected > _MAX_CHUNKS:
-        raise ValueError(f"declares {expected:,} chunks in a level, which no slide has")
+    if array.num_stored > _MAX_CHUNKS:
+        raise ValueError(f"declares {array.num_stored:,} chunks in a level, which no slide has")
     if isinstance(image.group, RemotePath):  # listing may take minutes
         return 0
     names = (name for _, _, names in os.walk(image.group / array.path) for name in names)
-    return max(0, expected - sum(name not in METADATA and not name.startswith(".") for name in names))
+    return max(0, array.num_stored - sum(name not in METADATA and not name.startswith(".") for name in names))

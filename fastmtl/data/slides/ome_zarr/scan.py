@@ -51,7 +51,7 @@ def _scan(path: Path, image: ZarrImage, max_pixels: int) -> Layout:
         problems.append("its chunks on the server are not counted: where one is missing, the fill value is read")
     for number, array in enumerate(image.arrays):
         if lost := missing_chunks(image, array):
-            of_all = f"{lost} of {_num_stored(array)} chunks of level {number}"
+            of_all = f"{lost} of {array.num_stored} chunks of level {number}"
             problems.append(f"{of_all} are not stored: the store's fill value is read there")
     scale = _mpp(image)
     return Layout(
@@ -85,10 +85,6 @@ def _level(image: ZarrImage, array: Array, base: Array) -> Level:
         if abs(array.shift[axis] - base.shift[axis]) > array.scale[axis]:  # half a pixel is usual
             raise ValueError(f"its level {array.path} begins elsewhere than the first, which is not read")
     return Level(array.shape[x], array.shape[y], downsample, array.chunk[x], array.chunk[y])
-
-
-def _num_stored(array: Array) -> int:
-    return prod(-(-size // part) for size, part in zip(array.shape, array.stored, strict=True))
 
 
 def _mpp(image: ZarrImage) -> Scale:
