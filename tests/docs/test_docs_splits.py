@@ -1,5 +1,6 @@
 """The example on the page of splits runs as it stands, and its output is the page's."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -25,7 +26,7 @@ def _data(root: Path, mask: str) -> None:
         write_image(root / f"{number}.png", random_pixels(number, 64))
         write_image(root / f"m{number}.png", np.pad(np.full((32, 32), 255, np.uint8), 16))
         shape = feature([ring(8, 8, 40, 40)], classification={"name": "Tumor"})
-        (root / f"{number}.geojson").write_text(str(shape).replace("'", '"'))
+        (root / f"{number}.geojson").write_text(json.dumps(shape))
         name = f"{number}.geojson" if mask == "polygons" else f"m{number}.png"
         rows.append(f"{number}.png,{name},{label},p{number},{hospital}")
     (root / "manifest.csv").write_text("\n".join(rows))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
+import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, generate_uid
 
-from helpers.slides import TILE, halved
+from fastmtl import data
+from helpers.slides import TILE, halved, tissue_like
 
+PIXELS = tissue_like(300, 210)  # five by four tiles
+SPARSE = {"organisation": "TILED_SPARSE", "keep": [0, 1, 3, 7, 8, 12, 19]}
 SYNTAX = {
     "raw": "1.2.840.10008.1.2.1",
     "implicit": "1.2.840.10008.1.2",
@@ -162,4 +168,33 @@ def write_dicom(folder: Path, pixels: np.ndarray, *, levels: int = 2, beside: bo
         for name, flavour in (("label", "LABEL"), ("macro", "OVERVIEW")):
             small = frames(pixels, TILE)[0]
             write_instance(folder / f"{name}.dcm", small, flavour=flavour, tile=TILE, series=series)
+    return folder
+
+
+def changed(path: Path, **tags: Any) -> None:
+    """Set tags of a file."""
+    file = dcmread(path)
+    for name, value in tags.items():
+        setattr(file, name, value)
+    file.save_as(path)
+
+
+def refused(path: Path, words: str) -> str:
+    """What opening says: one line with the path, `words`, and nothing of the patient."""
+    with pytest.raises(data.SlideError, match=words) as caught:
+        data.open_slide(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    return str(caught.value)
+
+
+def parts(folder: Path, *bounds: int, **options) -> Path:
+    """Level 0 as a concatenation, its frames cut at `bounds`."""
+    folder.mkdir()
+    edges = [0, *bounds, 20]
+    for number, (first, last) in enumerate(pairwise(edges), 1):
+        path = folder / f"part-{number}.dcm"
+        write_instance(path, PIXELS, part=(number, len(edges) - 1, first, last), **options)
+    write_instance(folder / "small.dcm", halved(PIXELS), mpp=1.0)
     return folder
