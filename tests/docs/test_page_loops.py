@@ -28,6 +28,7 @@ FUSED_STEP = _block("balancing.md", "clip_norm=1.0), once")
 SCALED = _block("balancing.md", "scaler.update()")
 COMPILED = _block("balancing.md", "torch.compile")
 RANKED = _block("distributed.md", "balancer.distribute")
+PATCH = _block("losses.md", "fastmtl.patch")
 FUSED_LOSS = _block("losses.md", "ops.dice_bce_loss")
 
 
@@ -111,6 +112,17 @@ def test_a_fused_loss_is_the_two_it_stands_for():
     scope["monai"] = monai
     losses = [exec(side, scope) or scope["loss"] for side in (FUSED_LOSS.before, FUSED_LOSS.after)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_library_is_patched_and_restored(capsys):
+    monai = pytest.importorskip("monai.losses")
+    original = monai.DiceLoss
+    exec(PATCH.text, {})
+    assert monai.DiceLoss is original
+    said = capsys.readouterr().err
+    start, end = PATCH.text.partition("# fastmtl: ")[2].partition("\n")[0].split(" replaced in ")
+    assert said.startswith(f"fastmtl: {start.removesuffix(', ...')}")
+    assert end.rpartition("...")[2] in said
 
 
 def test_the_rest_of_the_step():
