@@ -12,6 +12,8 @@ from .native import DiceBCELoss as DiceBCELoss
 from .native import DiceCELoss as DiceCELoss
 from .native import FocalLoss as FocalLoss
 from .native import L1Loss as L1Loss
+from .native import LinearDiceBCELoss as LinearDiceBCELoss
+from .native import LinearDiceCELoss as LinearDiceCELoss
 from .native import MSELoss as MSELoss
 from .native import NTXentLoss as NTXentLoss
 from .native import SmoothL1Loss as SmoothL1Loss

@@ -23,11 +23,14 @@ class _OfOp(nn.Module):
     """
 
     op: ClassVar[Callable[..., Any]]
+    of_a_call: ClassVar[Sequence[str]] = _OF_A_CALL
 
     def __init_subclass__(cls) -> None:
         """`help` and `inspect` show the op's own keywords and defaults."""
+        if not hasattr(cls, "op"):
+            return
         parameters = inspect.signature(cls.op).parameters.values()
-        cls.__signature__ = inspect.Signature([each for each in parameters if each.name not in _OF_A_CALL])
+        cls.__signature__ = inspect.Signature([each for each in parameters if each.name not in cls.of_a_call])
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -126,6 +129,36 @@ class TverskyLoss(_OfOp):
     """
 
     op = staticmethod(ops.tversky_loss)
+
+
+class _OfLinearOp(_OfOp):
+    of_a_call = ("features", "weight", "bias", "target", "mask")
+
+    def forward(  # type: ignore[override]
+        self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Apply the op to the features that the layer (weight, bias) reads, with the stored settings."""
+        return type(self).op(features, weight, bias, target, mask=mask, **self.settings)
+
+
+class LinearDiceCELoss(_OfLinearOp):
+    """`fastmtl.ops.linear_dice_ce_loss` with its settings kept; called with features, the layer's weight and bias, and
+    the target.
+
+    >>> import torch
+    >>> head = torch.nn.Conv2d(8, 40, 1)
+    >>> target = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    >>> LinearDiceCELoss(batch=True)(torch.rand(2, 8, 16, 16), head.weight, head.bias, target).shape
+    torch.Size([])
+    """
+
+    op = staticmethod(ops.linear_dice_ce_loss)
+
+
+class LinearDiceBCELoss(_OfLinearOp):
+    """`fastmtl.ops.linear_dice_bce_loss` with its settings kept; called as `LinearDiceCELoss` is."""
+
+    op = staticmethod(ops.linear_dice_bce_loss)
 
 
 class NTXentLoss(_OfOp):

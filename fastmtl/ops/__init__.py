@@ -13,6 +13,8 @@ from .losses.deep_supervision import deep_supervision_loss as deep_supervision_l
 from .losses.dice_bce import dice_bce_loss as dice_bce_loss
 from .losses.dice_ce import dice_ce_loss as dice_ce_loss
 from .losses.focal import focal_loss as focal_loss
+from .losses.linear_dice_bce import linear_dice_bce_loss as linear_dice_bce_loss
+from .losses.linear_dice_ce import linear_dice_ce_loss as linear_dice_ce_loss
 from .losses.nt_xent import nt_xent_loss as nt_xent_loss
 from .losses.overlap import OverlapSums as OverlapSums
 from .losses.overlap import overlap_sums as overlap_sums

@@ -49,7 +49,37 @@ def dice_bce_loss(
 
     Differentiable any number of times.
     """
-    i, p, t, bce, elements = segment_sums(input, target, pos_weight, mask, batch, squared_pred)
+    sums = segment_sums(input, target, pos_weight, mask, batch, squared_pred)
+    return loss_of_sums(
+        *sums,
+        bce_weight=bce_weight,
+        dice_weight=dice_weight,
+        weight=weight,
+        jaccard=jaccard,
+        smooth_nr=smooth_nr,
+        smooth_dr=smooth_dr,
+        empty=empty,
+        reduction=reduction,
+    )
+
+
+def loss_of_sums(
+    i: Tensor,
+    p: Tensor,
+    t: Tensor,
+    bce: Tensor,
+    elements: Tensor,
+    *,
+    bce_weight: float,
+    dice_weight: float,
+    weight: Tensor | None,
+    jaccard: bool,
+    smooth_nr: float,
+    smooth_dr: float,
+    empty: str,
+    reduction: str,
+) -> Tensor:
+    """The loss from the sums over each segment, [B, C], or [C] of a batch."""
     counted = (elements > 0) & (t != 0) if empty == "skip" else elements > 0
     i, p, t = (torch.where(counted, part, 0.0) for part in (i, p, t))  # a NaN that does not count must not spread
     empty_pair = (t == 0) & (p == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .overlap import softmax_sums
+from .overlap import OverlapSums, softmax_sums
 
 
 def dice_ce_loss(
@@ -29,11 +29,46 @@ def dice_ce_loss(
 ) -> Tensor:
     """See `fastmtl.ops.dice_ce_loss`, and for reduction "total" and "totals" `fastmtl.ops.losses.cross_entropy`."""
     sums, spread = softmax_sums(input, target, mask, ignore_index, squared_pred)
+    return loss_of_sums(
+        sums,
+        spread,
+        soft=target.shape == input.shape,
+        ce_weight=ce_weight,
+        dice_weight=dice_weight,
+        weight=weight,
+        label_smoothing=label_smoothing,
+        include_background=include_background,
+        batch=batch,
+        jaccard=jaccard,
+        smooth_nr=smooth_nr,
+        smooth_dr=smooth_dr,
+        empty=empty,
+        reduction=reduction,
+    )
+
+
+def loss_of_sums(
+    sums: OverlapSums,
+    spread: Tensor,  # [B, C]: -sum log p; read only with label smoothing
+    *,
+    soft: bool,  # whether the target was probabilities
+    ce_weight: float,
+    dice_weight: float,
+    weight: Tensor | None,
+    label_smoothing: float,
+    include_background: bool,
+    batch: bool,
+    jaccard: bool,
+    smooth_nr: float,
+    smooth_dr: float,
+    empty: str,
+    reduction: str,
+) -> Tensor:
+    """The loss from the sums over each class of each sample."""
     w = torch.ones_like(spread[0]) if weight is None else weight.to(spread.dtype)
     entropy = (1 - label_smoothing) * sums.entropy
     if label_smoothing:
         entropy = entropy + label_smoothing / w.numel() * spread
-    soft = target.shape == input.shape
     ce, over = (w * entropy).sum(1), sums.elements[:, 0] if soft else (w * sums.target).sum(1)  # [B]
     if reduction in ("total", "totals"):
         return ce_weight * (ce.sum() if reduction == "total" else ce)

@@ -11,7 +11,7 @@ from helpers.pages import Block, blocks, claim, is_of_a_loop
 from torch import nn
 from torch._functorch import config as functorch_config
 
-from fastmtl import balance
+from fastmtl import balance, ops
 from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 make_torchvision_importable()
@@ -28,6 +28,8 @@ FUSED_STEP = _block("balancing.md", "clip_norm=1.0), once")
 SCALED = _block("balancing.md", "scaler.update()")
 COMPILED = _block("balancing.md", "torch.compile")
 RANKED = _block("distributed.md", "balancer.distribute")
+PATCH = _block("losses.md", "fastmtl.patch")
+LINEAR_LOSS = _block("losses.md", "linear_dice_ce_loss")
 FUSED_LOSS = _block("losses.md", "ops.dice_bce_loss")
 
 
@@ -111,6 +113,28 @@ def test_a_fused_loss_is_the_two_it_stands_for():
     scope["monai"] = monai
     losses = [exec(side, scope) or scope["loss"] for side in (FUSED_LOSS.before, FUSED_LOSS.after)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_library_is_patched_and_restored(capsys):
+    monai = pytest.importorskip("monai.losses")
+    original = monai.DiceLoss
+    exec(PATCH.text, {})
+    assert monai.DiceLoss is original
+    said = capsys.readouterr().err
+    start, end = PATCH.text.partition("# fastmtl: ")[2].partition("\n")[0].split(" replaced in ")
+    assert said.startswith(f"fastmtl: {start.removesuffix(', ...')}")
+    assert end.rpartition("...")[2] in said
+
+
+def test_a_loss_fused_with_its_layer_is_that_of_the_logits():
+    loader = [(torch.randn(2, 32, 8, 8), torch.randint(0, 100, (2, 8, 8)))]
+    scope = {"loader": loader, "model": nn.Identity(), "torch": torch, "ops": ops}
+    losses = []
+    for side in (LINEAR_LOSS.before, LINEAR_LOSS.after):
+        torch.manual_seed(0)
+        exec(side, scope)
+        losses.append(scope["loss"])
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 def test_the_rest_of_the_step():
