@@ -151,7 +151,8 @@ def _check_tasks(first: Trained, other: Trained, shared: Sequence[str], path: Pa
         mine, theirs = (next(task for task in run.tasks if task.name == name) for run in (first, other))
         if mine.output.kind == "queries":
             raise RunError(f"task {name!r} cannot be averaged: queries of two networks have no common order. {_ALONE}")
-        for what in ("output", "target", "class_names", "structures", "side", "mean", "std", "logit_adjustment"):
+        adjusted = "logit_adjustment", "decision_adjustment"
+        for what in ("output", "target", "class_names", "structures", "side", "mean", "std", *adjusted):
             one, two = getattr(mine, what, None), getattr(theirs, what, None)
             if one != two:
                 raise RunError(f"task {name!r} of {path} has {what} {two!r}, and the first run {one!r}. {_ALONE}")

@@ -12,14 +12,15 @@ from .sets import column_in, shares
 
 
 def with_class_shares(recipe: Recipe, train: data.Dataset) -> Recipe:
-    """The recipe with `class_shares` of `train` in each task that has a `logit_adjustment` and lacks them.
+    """The recipe with `class_shares` of `train` in each task that adjusts its logits or decisions and lacks them.
 
     They are shares of the images that the sampler draws, so balanced sampling makes them more equal. A class without
     any image has half the share of the rarest.
     """
     tasks = dict(recipe.tasks)
     for name, options in tasks.items():
-        if options.get("logit_adjustment") and not options.get("class_shares"):
+        adjusts = options.get("logit_adjustment") or options.get("decision_adjustment")
+        if adjusts and not options.get("class_shares"):
             column = column_in(recipe, name)
             classes = train.classes.get(column, train.class_names)
             drawn = list(shares(recipe, train).values()) if recipe.data.sets else []

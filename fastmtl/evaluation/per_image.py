@@ -154,7 +154,7 @@ class ImageTable:
 
     def _judge_classes(self, task: Any, batch: Batch, rows: Tensor, output: Tensor) -> dict[int, _Seen]:
         logits = output[rows].float()
-        shares = class_probabilities(logits).tolist()
+        shares = class_probabilities(task, logits).tolist()
         answers = zip(task.predict(output, batch)[rows].tolist(), batch.targets[task.name][rows].tolist(), strict=True)
         seen = {}
         for i, (row, (found, true)) in enumerate(zip(rows.tolist(), answers, strict=True)):
@@ -220,10 +220,10 @@ class ImageTable:
                 yield shown, one
 
 
-def class_probabilities(logits: Tensor) -> Tensor:
+def class_probabilities(task: Any, logits: Tensor) -> Tensor:
     """[B, C] from logits [B, C], or [B, 2] from a finding's [B, 1]."""
     if logits.shape[1] > 1:
-        return logits.softmax(1)
+        return (task.decided(logits) if hasattr(task, "decided") else logits).softmax(1)
     there = logits.sigmoid()
     return torch.cat([1 - there, there], 1)
 

@@ -107,7 +107,7 @@ def _array(masks: Tensor) -> NDArray[np.bool_]:
 
 
 def _answer(task: Any, output: Tensor, batch: Batch) -> Answer:
-    shares = class_probabilities(output.float())[0]
+    shares = class_probabilities(task, output.float())[0]
     found = int(task.predict(output, batch)[0])
     there = bool(batch.has_label[0, task.column])
     true = task.class_names[int(batch.targets[task.name][0])] if there else ""

@@ -180,6 +180,6 @@ def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> JsonObje
     if not getattr(task, "class_names", ()):
         numbers = task.predict(output)[0].tolist()
         return {"value": numbers[0] if len(numbers) == 1 else numbers}
-    probabilities = class_probabilities(output)[0].tolist()
+    probabilities = class_probabilities(task, output)[0].tolist()
     named = dict(zip(task.class_names, probabilities, strict=True))
     return {"class": task.class_names[int(task.predict(output))], "probabilities": named}

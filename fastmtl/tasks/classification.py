@@ -30,6 +30,9 @@ class Classification(BaseTask):
         logit_adjustment: t of the logit-adjusted loss of Menon et al. 2021: the loss is that of logits + t log(shares).
             With 1 the logits are those of classes that are equally frequent, which favours balanced accuracy; 0 keeps
             the training images' frequencies, which favours accuracy on images like them.
+        decision_adjustment: t of the post-hoc adjustment there: classes are decided, and probabilities given, by
+            logits - t log(shares). Beside or instead of `logit_adjustment`, whose effect wears off in a network that
+            fits all of its training images.
         class_shares: one positive share per class among the training images; a recipe's run fills them in.
     """
 
@@ -46,6 +49,7 @@ class Classification(BaseTask):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] = (),
         logit_adjustment: float = 0.0,
+        decision_adjustment: float = 0.0,
         class_shares: Sequence[float] = (),
     ):
         super().__init__(name, column)
@@ -59,27 +63,38 @@ class Classification(BaseTask):
         weight = class_weights_of(name, class_weights, class_names)
         smoothing = fraction(name, "label_smoothing", label_smoothing)
         self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)
-        check_weights(name, logit_adjustment=logit_adjustment)
+        check_weights(name, logit_adjustment=logit_adjustment, decision_adjustment=decision_adjustment)
         shares = class_weights_of(name, class_shares, class_names, what="class_shares")
         if shares is not None and not (shares > 0).all():
             raise ValueError(f"task {name!r}: `class_shares` must be above 0; got {list(class_shares)}.")
-        self.logit_adjustment = logit_adjustment
+        self.logit_adjustment, self.decision_adjustment = logit_adjustment, decision_adjustment
         self.offsets = None if shares is None else logit_adjustment * (shares / shares.sum()).log()
+        self.shifts = None if shares is None else decision_adjustment * (shares / shares.sum()).log()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
         self.criterion.to(output.device)  # moves the class weights; no effect once moved
         logits = output.float()
         if self.logit_adjustment:
-            if self.offsets is None:
-                raise ValueError(f"task {self.name!r}: `logit_adjustment` needs `class_shares`, one for each class.")
-            self.offsets = self.offsets.to(output.device)
+            self.offsets = self._known(self.offsets, "logit_adjustment").to(output.device)
             logits = logits + self.offsets
         return self.criterion(logits, batch.targets[self.name], mask=self.has_label(batch))
 
+    def decided(self, output: Tensor) -> Tensor:
+        """The logits [B, C] by which classes are decided, float32."""
+        if not self.decision_adjustment:
+            return output.float()
+        self.shifts = self._known(self.shifts, "decision_adjustment").to(output.device)
+        return output.float() - self.shifts
+
+    def _known(self, of_shares: Tensor | None, option: str) -> Tensor:
+        if of_shares is None:
+            raise ValueError(f"task {self.name!r}: `{option}` needs `class_shares`, one for each class.")
+        return of_shares
+
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C] -> class index int64 [B]."""
-        return output.argmax(1)
+        return self.decided(output).argmax(1)
 
     def metrics(self) -> MetricCollection:
         """`accuracy`; for each class `per_class`, the accuracy within it, and `auroc`, one against the rest."""
@@ -91,7 +106,7 @@ class Classification(BaseTask):
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
-            metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
+            metrics.update(self.decided(output[rows]).softmax(1), batch.targets[self.name][rows])
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
         """`metrics` as plain numbers; classes by name, None for a class without samples. `balanced_accuracy` is the

@@ -11,6 +11,7 @@ import torch
 from fastmtl import data
 from fastmtl.builders.class_shares import with_class_shares
 from fastmtl.config import load_recipe
+from fastmtl.evaluation.per_image import class_probabilities
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
 
@@ -50,9 +51,28 @@ def test_uninformative_images_get_even_logits_and_not_the_training_frequencies()
     assert found[1.0] == pytest.approx([1 / 3] * 3, abs=0.01)
 
 
+def test_decisions_metrics_and_probabilities_are_of_shifted_logits():
+    logits = torch.tensor([[2.0, 1.5, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, -3.0]])
+    plain, moved = _task(), _task(decision_adjustment=0.5, class_shares=SHARES)
+    shifted = logits - 0.5 * torch.tensor(SHARES).log()
+    assert plain.predict(logits).tolist() == [0, 0, 0]
+    assert moved.predict(logits).tolist() == shifted.argmax(1).tolist() == [1, 0, 1]
+    torch.testing.assert_close(class_probabilities(moved, logits), shifted.softmax(1))
+    torch.testing.assert_close(class_probabilities(plain, logits), logits.softmax(1))
+    batch = _batch([1, 0, 1])
+    assert torch.equal(moved.loss(logits, batch), plain.loss(logits, batch))
+    accuracies = []
+    for task in (plain, moved):
+        metrics = task.metrics()
+        task.update(metrics, logits, batch)
+        accuracies.append(task.summary(metrics)["accuracy"])
+    assert accuracies == [pytest.approx(1 / 3), 1.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"decision_adjustment": -1}, "decision_adjustment"),
         ({"class_shares": [1, 2]}, "class_shares"),
         ({"class_shares": [1, 2, 0]}, "above 0"),
         ({"logit_adjustment": -1}, "logit_adjustment"),
@@ -66,6 +86,8 @@ def test_odd_options_are_refused(options, message):
 def test_a_task_without_shares_says_so_at_its_loss():
     with pytest.raises(ValueError, match="needs `class_shares`"):
         _task(logit_adjustment=1.0).loss(torch.zeros(1, 3), _batch([0]))
+    with pytest.raises(ValueError, match="`decision_adjustment` needs `class_shares`"):
+        _task(decision_adjustment=1.0).predict(torch.zeros(1, 3))
 
 
 def _folder(counts: dict[str, int]) -> data.Dataset:
