@@ -116,6 +116,13 @@ def read_image(path: Path) -> ZarrImage:
         ValueError: it has none, several, or one of a kind that is not read.
         OSError: it cannot be read.
     """
+    try:
+        return _read_image(path)
+    except (AttributeError, LookupError, OverflowError, TypeError) as error:  # JSON of another shape
+        raise ValueError(f"{_SUBJECT} are damaged ({type(error).__name__}); copy the whole store again") from error
+
+
+def _read_image(path: Path) -> ZarrImage:
     group, words = _image_group(path)
     multiscale = _first(words, "multiscales", dict)
     version = str(words.get("version") or multiscale.get("version"))
