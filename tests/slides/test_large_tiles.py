@@ -1,6 +1,7 @@
 """Tiles much larger than the regions read from them: each is decoded once, whatever the order and the threads."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from fastmtl.data.loading import order
 from fastmtl.data.slides.decoded_tiles import DecodedTiles, decoded_tiles
 from fastmtl.data.slides.encoded_tiles import EncodedTileReader
 from fastmtl.data.slides.tile_grid import TileGrid
+from fastmtl.data.slides.wanted_tiles import Wanted
 
 SIZE = 32
 
@@ -132,6 +134,33 @@ def test_two_threads_decode_a_tile_once_and_both_see_its_damage(tmp_path, decode
             pending = [pool.submit(read, x + shift) for shift in (0, 40)]
             assert [isinstance(one.exception(), data.DamagedPieceError) for one in pending] == [fails] * 2
     assert {tile: count for (_, tile), count in decodes.items()} == {0: decodes_of_damage(decodes), 1: 1}
+
+
+def test_a_region_does_not_fail_by_a_tile_that_another_one_reads():
+    """Otherwise a sound region would be set aside, or not, as the threads happen to meet."""
+    cache, raster = DecodedTiles(), object()
+    one, two = (Wanted(tile, (0, 0, 1, 1), 0, 1) for tile in (1, 2))
+    claimed, waiting = threading.Event(), threading.Event()
+
+    def fails(missing):
+        claimed.set()
+        assert waiting.wait(10)
+        time.sleep(0.2)  # the other thread waits for tile 2
+        raise ValueError(f"tile {missing[0].tile} is damaged")
+
+    def works(missing):
+        return [(item, np.full((1, 1, 3), item.tile, np.uint8)) for item in missing]
+
+    def second():
+        assert claimed.wait(10)
+        waiting.set()
+        return [(item.tile, int(pixels[0, 0, 0])) for item, pixels in cache.read(raster, [two], works)]
+
+    with ThreadPoolExecutor(2) as pool:
+        failing, working = pool.submit(lambda: list(cache.read(raster, [one, two], fails))), pool.submit(second)
+        with pytest.raises(ValueError, match="tile 1 is damaged"):
+            failing.result(20)
+        assert working.result(20) == [(2, 2)]
 
 
 def decodes_of_damage(decodes):
