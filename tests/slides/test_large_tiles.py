@@ -15,6 +15,7 @@ from fastmtl import data
 from fastmtl.data.loading import order
 from fastmtl.data.slides.decoded_tiles import DecodedTiles, decoded_tiles
 from fastmtl.data.slides.encoded_tiles import EncodedTileReader
+from fastmtl.data.slides.opened import forget_opened
 from fastmtl.data.slides.tile_grid import TileGrid
 from fastmtl.data.slides.wanted_tiles import Wanted
 
@@ -210,6 +211,40 @@ def test_a_piece_of_a_rotated_level_is_a_stored_tile(orientation):
         assert len(places) == 50
         extent = {max(one) - min(one) for one in zip(*places, strict=True)}
         assert extent == {180, 80}
+
+
+def test_within_an_epoch_the_order_of_other_pieces_is_refused(tmp_path, decodes):
+    """As that of a version that did not follow the large tiles: samples would come twice, and others not at all."""
+    paths = [_slide(tmp_path / f"{name}.tif", "jpeg", seed=name) for name in range(2)]
+    tiles = _tiles(*paths)
+    with _loader(tiles, open_slides=2) as loader:
+        whole = [name for batch in loader for name in batch.ids]
+        at_the_end = loader.state_dict()
+    assert "pieces" not in at_the_end
+    with _loader(tiles, open_slides=2) as loader:
+        first = [next(iter(loader)).ids]
+        state = loader.state_dict()
+    moved = [tmp_path / "moved" / path.name for path in paths]
+    moved[0].parent.mkdir()
+    for path, other in zip(paths, moved, strict=True):
+        path.rename(other)
+    with _loader(_tiles(*moved), open_slides=2) as loader:
+        loader.load_state_dict(state)
+        assert loader.state_dict()["pieces"] == state["pieces"]
+        assert first[0] + [name for batch in loader for name in batch.ids] == whole
+    earlier = {name: value for name, value in state.items() if name != "pieces"}
+    with _loader(_tiles(*moved), open_slides=2) as loader:
+        with pytest.raises(ValueError, match="within an epoch whose order has changed since"):
+            loader.load_state_dict(earlier)
+        loader.load_state_dict(at_the_end)
+    for number, path in enumerate(moved):
+        write_tiff(path, tissue_like(512, 384, seed=number), tile=256, compression="jpeg")
+    forget_opened()
+    with (
+        _loader(_tiles(*moved), open_slides=2) as loader,
+        pytest.raises(ValueError, match="the order follows how slides are stored in large tiles"),
+    ):
+        loader.load_state_dict(state)
 
 
 def test_a_negative_cache_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from .dali_graph import cause
 from .encoded_images import EncodedImages
 from .patches import TileStream
 from .pipeline import Pipeline
-from .position import identity, samples_before, sizes
+from .position import check_pieces, identity, pieces_digest, samples_before, sizes
 from .prefetch import EncodedBatch, Plan, Prefetcher
 from .quarantine import DamagedSampleError, Quarantine, TileReadError
 from .samplers import Sampler
@@ -151,6 +151,7 @@ class TileLoader:
             sets,
         )
         self._given = self._sampler  # with the shares of the first epoch
+        self._pieces = ""  # of the current epoch, see `pieces_digest`
         self._columns = Columns(targets, metadata or {}, sets)
         self._epoch = self._batch = self._samples = self._iteration = 0
         self._resumed = False
@@ -212,6 +213,7 @@ class TileLoader:
         self._resumed = False
         table = self._read_epoch()
         pieces = self._pictures.pieces_of(self._tiles) if self._sampler.by_slide else None
+        self._pieces = pieces_digest(pieces or ())
         first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch, self._samples, pieces)
         self._pipeline.start(self._epoch, self._tiles, plans)
         for number in range(len(plans)):
@@ -242,6 +244,8 @@ class TileLoader:
         position: dict[str, Any] = {"epoch": self._epoch, "batch": self._batch, "samples": self._samples}
         if (sets := self._sampler.sets) is not None and sets.since:
             position["mixing"] = {"shares": list(sets.shares), "since": sets.since, "before": list(sets.before)}
+        if self._samples and self._pieces:
+            position["pieces"] = self._pieces
         return {**position, "quarantine": self.quarantine, **self._identity, **sizes(self._sampler)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -250,9 +254,14 @@ class TileLoader:
 
         Raises:
             ValueError: the state is from other tiles, another seed or order; or within an epoch of `pairs` and with
-                batches of another size, which the order of pairs depends on.
+                batches of another size, which the order of pairs depends on, or of slides that are stored in other
+                large tiles.
         """
         samples = samples_before(state, self._sampler, self._identity)
+        if samples and self._sampler.by_slide:
+            tiles = self._tiles if self._stream is None else self._stream.tiles_of(state["epoch"])
+            self._pieces = pieces_digest(self._pictures.pieces_of(tiles))
+            check_pieces(state, self._pieces)
         self._sampler = self._given.with_mixing(state.get("mixing"))
         self._iteration += 1
         self._set_position(state["epoch"], state["batch"], samples)
