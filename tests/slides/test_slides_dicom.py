@@ -311,6 +311,16 @@ def test_a_finest_level_that_was_computed_is_reported(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("stored", "declared"), [("YBR_FULL", "RGB"), ("RGB", "YBR_FULL")])
+def test_colours_that_the_frames_contradict_are_refused(tmp_path, stored, declared):
+    """Either of the two would be read in wrong colours."""
+    folder = write_dicom(tmp_path / "one", PIXELS, photometric=stored)
+    data.open_slide(folder)
+    changed(folder / "level-1.dcm", PhotometricInterpretation=declared)
+    marked = "RGB" if stored == "RGB" else "YCbCr"
+    refused(folder, f"level-1.dcm declares {declared}, and its JPEG frames are marked as {marked}: its colours are")
+
+
 def test_two_images_of_one_size_are_refused(tmp_path):
     folder = write_dicom(tmp_path / "one", PIXELS)
     write_instance(folder / "again.dcm", PIXELS)
