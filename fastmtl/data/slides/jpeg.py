@@ -75,8 +75,8 @@ def tables_end_blocks_with_zeros(tables: bytes) -> bool:
 
 
 def marked_colour(start: bytes) -> str:
-    """ "rgb" or "ycbcr", as the markers say at the start of a stream of three colours: Adobe's, else that of JFIF, which
-    is always YCbCr; "" without one."""
+    """What the markers at the start of a stream of three colours say: "rgb", "ycbcr", or "" without any. Adobe's comes
+    before that of JFIF, which is always YCbCr."""
     found = ""
     with suppress(ValueError):  # `start` may end within a segment
         for marker, at, end in _segments(start, len(SOI)):
