@@ -321,6 +321,17 @@ def test_colours_that_the_frames_contradict_are_refused(tmp_path, stored, declar
     refused(folder, f"level-1.dcm declares {declared}, and its JPEG frames are marked as {marked}: its colours are")
 
 
+def test_a_level_whose_size_and_scale_differ_is_told(tmp_path):
+    folder, pixels = tmp_path / "one", tissue_like(1600, 1200)
+    options = {"codec": "raw", "photometric": "RGB", "tile": 512}
+    write_dicom(folder, pixels, levels=2, beside=False, **options)
+    assert data.open_slide(folder).problems == ()
+    changed(folder / "level-1.dcm", TotalPixelMatrixColumns=812, TotalPixelMatrixRows=609)  # as if padded
+    assert data.open_slide(folder).problems == (
+        "a level of 812x609 is 1.97 times smaller by its size and 2 times by its PixelSpacing: the size is used",
+    )
+
+
 def test_two_images_of_one_size_are_refused(tmp_path):
     folder = write_dicom(tmp_path / "one", PIXELS)
     write_instance(folder / "again.dcm", PIXELS)
