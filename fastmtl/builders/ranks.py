@@ -7,6 +7,7 @@ from torch import nn
 
 from ..config import ConfigError, Recipe
 from ..distributed import World
+from ..models.encoders import library
 
 
 def check_ranks(recipe: Recipe, device: torch.device, world: World) -> None:
@@ -30,6 +31,9 @@ def check_ranks(recipe: Recipe, device: torch.device, world: World) -> None:
 
 def with_synced_batchnorm(recipe: Recipe, model: nn.Module, world: World) -> nn.Module:
     """`model` with torch's SyncBatchNorm instead of BatchNorm, on the same tensors, if the recipe says so."""
-    if recipe.distributed.sync_batchnorm and world.size > 1:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
+    if not recipe.distributed.sync_batchnorm or world.size == 1:
+        return model
+    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+        # timm's BatchNorm contains the activation, which torch's conversion loses without a word.
+        return library("timm", "distributed.sync_batchnorm").layers.convert_sync_batchnorm(model)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -116,6 +116,25 @@ def test_a_slide_under_two_names_on_two_sides(tmp_path: Path):
     assert "1 slide with a slightly different copy (equal at 64 places of the file, not everywhere)" in notice.reason
 
 
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_copied_store_is_found_as_a_copied_file_is(tmp_path: Path, version: str):
+    zarr_slides = pytest.importorskip("helpers.zarr_slides")
+    pixels = tissue_like(800, 600)
+    for name, content in (("a", pixels), ("b", pixels), ("c", pixels), ("d", tissue_like(800, 600, seed=1))):
+        path = zarr_slides.write_zarr(tmp_path / f"{name}.zarr", content, version=version)
+        if name == "c":  # one pixel, between the places
+            zarr_slides.zarr.open_array(str(path / "0"), mode="r+")[0, 0, 0, 0, 0] ^= 1
+    sides = {"a": "train", "b": "val", "c": "train", "d": "train"}
+    rows = [f"{name}.zarr,0,0,64,64,{name},{side}" for name, side in sides.items()]
+    path = tmp_path / "manifest.csv"
+    path.write_text("\n".join(["slide,x,y,width,height,patient,split", *rows]))
+    found = find_duplicates(data.read_dataset(path))
+    assert [[slide.name for slide in same] for same in found.slides] == [["a.zarr", "b.zarr"]]
+    assert [[slide.name for slide in same] for same in found.edited] == [["a.zarr", "c.zarr"]]
+    with pytest.raises(ValueError, match=r"slide .*/a.zarr \(a, training\) and slide .*/b.zarr \(b, validation\)"):
+        read_splits(_recipe(), path)
+
+
 def test_one_slide_of_two_patients_is_no_copy(tmp_path: Path):
     """As a tissue microarray: its regions are of several patients."""
     folder = data.generate_slides(tmp_path / "slides", num_patients=3)

@@ -1,6 +1,7 @@
 """Tiles much larger than the regions read from them: each is decoded once, whatever the order and the threads."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -14,7 +15,9 @@ from fastmtl import data
 from fastmtl.data.loading import order
 from fastmtl.data.slides.decoded_tiles import DecodedTiles, decoded_tiles
 from fastmtl.data.slides.encoded_tiles import EncodedTileReader
+from fastmtl.data.slides.opened import forget_opened
 from fastmtl.data.slides.tile_grid import TileGrid
+from fastmtl.data.slides.wanted_tiles import Wanted
 
 SIZE = 32
 
@@ -137,6 +140,33 @@ def test_two_threads_decode_a_tile_once_and_both_see_its_damage(tmp_path, decode
     assert 2 <= counts[0] <= 4  # the damaged one is tried again, at least once for each pair of reads
 
 
+def test_a_region_does_not_fail_by_a_tile_that_another_one_reads():
+    """Otherwise a sound region would be set aside, or not, as the threads happen to meet."""
+    cache, raster = DecodedTiles(), object()
+    one, two = (Wanted(tile, (0, 0, 1, 1), 0, 1) for tile in (1, 2))
+    claimed, waiting = threading.Event(), threading.Event()
+
+    def fails(missing):
+        claimed.set()
+        assert waiting.wait(10)
+        time.sleep(0.2)  # the other thread waits for tile 2
+        raise ValueError(f"tile {missing[0].tile} is damaged")
+
+    def works(missing):
+        return [(item, np.full((1, 1, 3), item.tile, np.uint8)) for item in missing]
+
+    def second():
+        assert claimed.wait(10)
+        waiting.set()
+        return [(item.tile, int(pixels[0, 0, 0])) for item, pixels in cache.read(raster, [two], works)]
+
+    with ThreadPoolExecutor(2) as pool:
+        failing, working = pool.submit(lambda: list(cache.read(raster, [one, two], fails))), pool.submit(second)
+        with pytest.raises(ValueError, match="tile 1 is damaged"):
+            failing.result(20)
+        assert working.result(20) == [(2, 2)]
+
+
 def test_the_cache_is_bounded_in_bytes_and_keeps_what_was_used_last(tmp_path, decodes, monkeypatch):
     slide = data.open_slide(_slide(tmp_path / "one.tif", "deflate"))
     tile = 128 * 128 * 3
@@ -177,6 +207,40 @@ def test_a_piece_of_a_rotated_level_is_a_stored_tile(orientation):
         assert len(places) == 50
         extent = {max(one) - min(one) for one in zip(*places, strict=True)}
         assert extent == {180, 80}
+
+
+def test_within_an_epoch_the_order_of_other_pieces_is_refused(tmp_path, decodes):
+    """As that of a version that did not follow the large tiles: samples would come twice, and others not at all."""
+    paths = [_slide(tmp_path / f"{name}.tif", "jpeg", seed=name) for name in range(2)]
+    tiles = _tiles(*paths)
+    with _loader(tiles, open_slides=2) as loader:
+        whole = [name for batch in loader for name in batch.ids]
+        at_the_end = loader.state_dict()
+    assert "pieces" not in at_the_end
+    with _loader(tiles, open_slides=2) as loader:
+        first = [next(iter(loader)).ids]
+        state = loader.state_dict()
+    moved = [tmp_path / "moved" / path.name for path in paths]
+    moved[0].parent.mkdir()
+    for path, other in zip(paths, moved, strict=True):
+        path.rename(other)
+    with _loader(_tiles(*moved), open_slides=2) as loader:
+        loader.load_state_dict(state)
+        assert loader.state_dict()["pieces"] == state["pieces"]
+        assert first[0] + [name for batch in loader for name in batch.ids] == whole
+    earlier = {name: value for name, value in state.items() if name != "pieces"}
+    with _loader(_tiles(*moved), open_slides=2) as loader:
+        with pytest.raises(ValueError, match="within an epoch whose order has changed since"):
+            loader.load_state_dict(earlier)
+        loader.load_state_dict(at_the_end)
+    for number, path in enumerate(moved):
+        write_tiff(path, tissue_like(512, 384, seed=number), tile=256, compression="jpeg")
+    forget_opened()
+    with (
+        _loader(_tiles(*moved), open_slides=2) as loader,
+        pytest.raises(ValueError, match="the order follows how slides are stored in large tiles"),
+    ):
+        loader.load_state_dict(state)
 
 
 def test_a_negative_cache_is_refused(tmp_path):

@@ -77,6 +77,20 @@ def test_files_that_came_later_are_named_and_the_manifest_stays(tmp_path: Path, 
     assert "P9-1.tiff.safetensors" in _indexes(folder)
 
 
+def test_a_manifest_that_somebody_writes_meanwhile_stays(tmp_path: Path):
+    for number in range(3):
+        write_image(tmp_path / f"P{number}-1.png", random_pixels(number, 32))
+    own = "image,patient\nP0-1.png,mine\n"
+
+    def written(done: int, total: int, path: Path) -> None:
+        if done == total:
+            (tmp_path / "manifest.csv").write_text(own)
+
+    prepared = data.prepare(tmp_path, on_progress=written)
+    assert (tmp_path / "manifest.csv").read_text() == own
+    assert (prepared.existed, prepared.unnamed) == (True, ("P1-1.png", "P2-1.png"))
+
+
 def test_other_patients_are_not_taken_from_a_manifest_that_is_there(tmp_path: Path):
     folder = _slides(tmp_path / "d", 2)
     data.prepare(folder)

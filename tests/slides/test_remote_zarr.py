@@ -6,6 +6,7 @@ from helpers.remote_slides import forget
 from helpers.slides import tissue_like
 
 from fastmtl import data
+from fastmtl.data.checks.duplicates import find_duplicates
 from fastmtl.data.slides.opened import opened
 
 pytest.importorskip("zarr")
@@ -48,3 +49,13 @@ def test_an_ome_zarr_store_of_an_object_store_is_read(store, tmp_path):
     memory.put(str(write_zarr(tmp_path / "a.zarr", pixels)), f"{folder}/a.zarr", recursive=True)
     with data.open_slide(f"memory:/{folder}/a.zarr") as slide:
         np.testing.assert_array_equal(slide.read_region(0, 0, 300, 200), pixels)
+
+
+def test_copies_on_a_server_are_found(server):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_zarr(server.folder / f"{name}.zarr", tissue_like(*SIZE, seed))
+    urls = [server.url(f"{name}.zarr") for name in "abc"]
+    path = server.folder / "manifest.csv"
+    path.write_text("\n".join(["slide,x,y,width,height", *(f"{url},0,0,64,64" for url in urls)]))
+    found = find_duplicates(data.read_dataset(path))
+    assert [[str(slide) for slide in same] for same in found.slides] == [urls[:2]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.slides import TILE, halved
+from helpers.slides import TILE, halved, tissue_like
 
 from fastmtl import data
 from fastmtl.data.slides.index import FOLDER
@@ -185,6 +185,27 @@ def test_a_finest_level_that_was_computed_is_reported(tmp_path):
     assert slide.problems == (
         "its finest level, level-1.dcm, was computed from a finer one, which may be missing",
         "1 micrometres per pixel do not fit a magnification of 20",
+    )
+
+
+@pytest.mark.parametrize(("stored", "declared"), [("YBR_FULL", "RGB"), ("RGB", "YBR_FULL")])
+def test_colours_that_the_frames_contradict_are_refused(tmp_path, stored, declared):
+    """Either of the two would be read in wrong colours."""
+    folder = write_dicom(tmp_path / "one", PIXELS, photometric=stored)
+    data.open_slide(folder)
+    changed(folder / "level-1.dcm", PhotometricInterpretation=declared)
+    marked = "RGB" if stored == "RGB" else "YCbCr"
+    refused(folder, f"level-1.dcm declares {declared}, and its JPEG frames are marked as {marked}: its colours are")
+
+
+def test_a_level_whose_size_and_scale_differ_is_told(tmp_path):
+    folder, pixels = tmp_path / "one", tissue_like(1600, 1200)
+    options = {"codec": "raw", "photometric": "RGB", "tile": 512}
+    write_dicom(folder, pixels, levels=2, beside=False, **options)
+    assert data.open_slide(folder).problems == ()
+    changed(folder / "level-1.dcm", TotalPixelMatrixColumns=812, TotalPixelMatrixRows=609)  # as if padded
+    assert data.open_slide(folder).problems == (
+        "a level of 812x609 is 1.97 times smaller by its size and 2 times by its PixelSpacing: the size is used",
     )
 
 

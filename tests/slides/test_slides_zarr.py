@@ -218,6 +218,19 @@ BAD = {
     ),
     "codec": (_array(codecs=[{"name": "bytes"}, {"name": "numcodecs.pickle"}]), "with codec numcodecs.pickle"),
     "no codecs": (_array(codecs=None), "is stored with codec"),
+    "uneven": (
+        lambda path: (
+            _array(shape=[1, 3, 1, 420, 300])(path),
+            change_metadata(path, lambda words: _scale_of(words, 0).__setitem__(3, 0.25)),
+        ),
+        "level 1 is 2 times smaller across and 4 times down",
+    ),
+    "no number": (
+        lambda path: change_metadata(path, lambda words: _scale_of(words, 0).__setitem__(3, 10**400)),
+        r"are damaged \(OverflowError\)",
+    ),
+    "no grid": (_array(chunk_grid=5), r"are damaged \(AttributeError\)"),
+    "no shards": (_array(codecs=[{"name": "sharding_indexed", "configuration": 5}]), r"are damaged \(AttributeError\)"),
     "huge": (_array(shape=[1, 3, 1, 2**30, 2**30]), "more than max_pixels"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,23 @@ def test_synced_batchnorm_keeps_the_state_and_the_evaluation():
     assert all(value is before[name] or torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert len(NormStatistics(model)._layers) == number
+
+
+def test_synced_batchnorm_keeps_the_activations_of_timm():
+    """Its BatchNorm contains them."""
+    model = {"name": "unet", "encoder": "tu-tf_efficientnet_lite0", "width": 0.25, "top": True}
+    recipe = load_recipe("demo", {"model": model, "distributed": {"sync_batchnorm": True}})
+    tasks = components.build_tasks(recipe, ("a", "b", "c"))
+    network = components.build_model(recipe, tasks, CPU).eval()
+    names, batch = [*network.state_dict()], components.empty_batch(recipe, 2, len(tasks), CPU)
+    batch = replace(batch, images=torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        wanted = network(batch)
+        network = with_synced_batchnorm(recipe, network, World(0, 2))
+        found = network(batch)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert [*network.state_dict()] == names
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.slow

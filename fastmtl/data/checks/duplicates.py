@@ -6,17 +6,22 @@ import hashlib
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from ...utils.words import counted
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile
 from ..images.arrays import GreyPicture
-from ..slides.opened import pixel_file
+from ..slides.errors import SlideError
+from ..slides.ome_zarr.metadata import chunk_files, is_store
+from ..slides.opened import UnreadableSlideError, opened, pixel_file
 from ..slides.remote.path import RemotePath
 
 _PAGE = 4096  # bytes
 _PLACES = 64
+_ACROSS = 8  # places of an OME-Zarr store, along each side
+_SIDE = 64  # pixels of such a place
 _CHUNK = 2**22  # bytes
 _WITHOUT_PIXELS = (".mrxs", ".vms")  # these files of slides only name others
 
@@ -41,7 +46,8 @@ def find_duplicates(dataset: Dataset) -> Duplicates:
     """Compare the files of a data set.
 
     Only files of equal size are read: a page in their middle, and if those are equal, images in full and slides at
-    `_PLACES` places; slides that agree there are read in full, except those on servers.
+    `_PLACES` places; slides that agree there are read in full, except those on servers. Of OME-Zarr stores, pixels of
+    level 0 are compared, and in full its chunks.
     """
     tiles: dict[Path, list[Tile]] = defaultdict(list)
     for tile in dataset.tiles:
@@ -185,14 +191,18 @@ def _several(digests: Mapping[Path, bytes]) -> list[list[Path]]:
 
 def _whole(file: Path) -> bytes:
     found = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            found.update(chunk)
+    for name, part in chunk_files(file) if file.is_dir() else [("", file)]:
+        found.update(name.encode())
+        with part.open("rb") as content:
+            while chunk := content.read(_CHUNK):
+                found.update(chunk)
     return found.digest()
 
 
 def _sampled(slide: Path) -> bytes:
     """A digest of pages at places of a slide: different scans differ everywhere."""
+    if _is_store(slide):
+        return _pixels(slide, _ACROSS)
     size, found = slide.stat().st_size, hashlib.sha256()
     with slide.open("rb") as content:
         for place in range(_PLACES):
@@ -201,17 +211,41 @@ def _sampled(slide: Path) -> bytes:
     return found.digest()
 
 
-def _size(file: Path) -> int:
-    """0 if it is not a file, which `check_tiles` reports."""
+def _is_store(slide: Path) -> bool:
+    return slide.suffix.lower() == ".zarr" if isinstance(slide, RemotePath) else is_store(slide)
+
+
+def _pixels(store: Path, across: int) -> bytes:
+    """A digest of the pixels at places in a grid; one like no other if they cannot be read."""
+    found = hashlib.sha256()
     try:
-        state = file.stat()
-    except OSError:
+        slide = opened(store)
+        full = slide.levels[0]
+        for row, column in product(range(across), range(across)):
+            x, y = full.width * (2 * column + 1) // (2 * across), full.height * (2 * row + 1) // (2 * across)
+            found.update(slide.read_region(x - _SIDE // 2, y - _SIDE // 2, _SIDE, _SIDE).tobytes())
+    except (SlideError, UnreadableSlideError):
+        return str(store).encode()
+    return found.digest()
+
+
+def _size(file: Path) -> int | tuple[int, int]:
+    """Bytes, or (width, height) of a store; 0 if it is neither, which `check_tiles` reports."""
+    try:
+        if not (isinstance(file, RemotePath) and _is_store(file)):
+            state = file.stat()
+            if not stat.S_ISDIR(state.st_mode):
+                return state.st_size if stat.S_ISREG(state.st_mode) else 0
+        full = opened(file).levels[0]
+        return full.width, full.height
+    except (OSError, UnreadableSlideError):
         return 0
-    return state.st_size if stat.S_ISREG(state.st_mode) else 0
 
 
 def _middle(file: Path) -> bytes:
     """Bytes that differ in most pictures of one size: headers are alike, and ends may be."""
+    if _is_store(file):
+        return _pixels(file, 1)
     with file.open("rb") as content:
         content.seek(file.stat().st_size // 2)
         return content.read(_PAGE)

@@ -63,8 +63,8 @@ class Prepared:
         found: every image and slide, sorted by path; those of kind "" are not in the manifest.
         passed_over: numbers of files that are not images, by ending; of masks without an image, and linked folders.
         patients: that were found in the files' names, sorted; () if the manifest was there before.
-        unnamed: files that can be used and that a manifest from before does not name; it was left as it is.
-        existed: whether the manifest was there before.
+        unnamed: files that can be used and that a manifest which was there does not name; it was left as it is.
+        existed: whether the manifest was there, before or when all files had been read.
     """
 
     manifest: Path
@@ -90,7 +90,7 @@ def prepare(
     A file that cannot be read never stops the others. Calling it again, also after it was killed, does only what is
     missing: slides with an index are not scanned, and images that were found sound and have not changed are not decoded
     (their record is in `index_folder`, or else in `folder`/.fastmtl). The manifest and the indexes are complete or not
-    there; a manifest from before is never changed.
+    there; a manifest that is there is never changed.
 
     Args:
         folder: searched with its sub-folders, except hidden ones.
@@ -137,6 +137,8 @@ def prepare(
     if not usable:
         first = f", first {found[0].path}: {found[0].problems[0]}" if found else ""
         raise FileNotFoundError(f"no image or slide in {folder} can be used: {len(found)} found{first}")
+    if named is None and manifest.exists():  # written meanwhile, by somebody or another call
+        named = named_files(manifest)
     if named is not None:
         rule = PathRule(manifest.parent, Path(os.path.sep))
         unnamed = tuple(text for one in usable if (text := rule.relative(one.path)) not in named)

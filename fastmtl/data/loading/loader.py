@@ -18,7 +18,7 @@ from .encoded_images import EncodedImages
 from .epoch_tiles import EpochTiles
 from .patches import TileStream
 from .pipeline import Pipeline
-from .position import identity, samples_before, sizes
+from .position import check_pieces, identity, pieces_digest, samples_before, sizes
 from .prefetch import EncodedBatch, Plan, Prefetcher
 from .quarantine import Quarantine
 from .samplers import Sampler
@@ -143,6 +143,7 @@ class TileLoader:
             sets,
         )
         self._given = self._sampler  # with the shares of the first epoch
+        self._pieces = ""  # of the current epoch, see `pieces_digest`
         self._columns = Columns(targets, metadata or {}, sets)
         self._of_epochs = EpochTiles(tiles, self._columns)
         self._epoch = self._batch = self._samples = self._iteration = 0
@@ -205,6 +206,7 @@ class TileLoader:
         self._resumed = False
         self._tiles, table = self._of_epochs.read(self._epoch)
         pieces = self._pictures.pieces_of(self._tiles) if self._sampler.by_slide else None
+        self._pieces = pieces_digest(pieces or ())
         first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch, self._samples, pieces)
         self._pipeline.start(self._epoch, self._tiles, plans)
         for number, plan in enumerate(plans, first + 1):
@@ -235,6 +237,8 @@ class TileLoader:
         position: dict[str, Any] = {"epoch": self._epoch, "batch": self._batch, "samples": self._samples}
         if (sets := self._sampler.sets) is not None and sets.since:
             position["mixing"] = sets.mixing()
+        if self._samples and self._pieces:
+            position["pieces"] = self._pieces
         return {**position, "quarantine": self.quarantine, **self._identity, **sizes(self._sampler)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -243,9 +247,14 @@ class TileLoader:
 
         Raises:
             ValueError: the state is from other tiles, another seed or order; or within an epoch of `pairs` and with
-                batches of another size, which the order of pairs depends on.
+                batches of another size, which the order of pairs depends on, or of slides that are stored in other
+                large tiles.
         """
         samples = samples_before(state, self._sampler, self._identity)
+        if samples and self._sampler.by_slide:
+            tiles = self._tiles if self._stream is None else self._stream.tiles_of(state["epoch"])
+            self._pieces = pieces_digest(self._pictures.pieces_of(tiles))
+            check_pieces(state, self._pieces)
         self._sampler = self._given.with_mixing(state.get("mixing"))
         self._iteration += 1
         self._set_position(state["epoch"], state["batch"], samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..dataset import Tile, kind_of
@@ -34,6 +34,23 @@ def identity(sampler: Sampler, tiles: Iterable[Tile], columns: Sequence[str]) ->
 def sizes(sampler: Sampler) -> dict[str, int]:
     """The settings that may change between two parts of an epoch, the same on all ranks."""
     return {name: getattr(sampler, name) for name in _PER_RANK if name != "rank"}
+
+
+def pieces_digest(pieces: Iterable[Hashable | None]) -> str:
+    """Which tiles of an epoch are of one piece (see `order.slide_runs`), wherever their files are; "" if none is."""
+    numbers: dict[Hashable, int] = {}
+    found = [-1 if piece is None else numbers.setdefault(piece, len(numbers)) for piece in pieces]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if numbers else ""
+
+
+def check_pieces(state: Mapping[str, Any], mine: str) -> None:
+    """Raise ValueError if the order within the epoch of `state` was that of other pieces; `mine` is the digest here."""
+    if state.get("pieces", "") != mine:
+        raise ValueError(
+            "the loader state was taken within an epoch whose order has changed since: the order follows how slides "
+            "are stored in large tiles, and these are other ones, or were not followed by an earlier version; resume "
+            "with that version and these slides, or from the end of an epoch"
+        )
 
 
 def samples_before(state: Mapping[str, Any], sampler: Sampler, mine: Mapping[str, Any]) -> int:

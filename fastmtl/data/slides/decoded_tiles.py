@@ -52,7 +52,7 @@ class DecodedTiles:
         """The pixels of each wanted tile; `decode` is called for those that are neither kept nor being decoded.
 
         Raises:
-            Exception: what `decode` raised, here or in the thread that decodes the tile.
+            Exception: what `decode` raised.
         """
         mine, futures = self._claim(raster, wanted)
         try:
@@ -62,7 +62,10 @@ class DecodedTiles:
             self._give_up(raster, [item for item in mine if not futures[item.tile].done()], error)
             raise
         for item in wanted:
-            yield item, futures[item.tile].result()
+            if futures[item.tile].exception() is None:
+                yield item, futures[item.tile].result()
+            else:  # another thread failed, perhaps at a tile that is not wanted here: how threads meet decides nothing
+                yield from self.read(raster, [item], decode)
 
     def _claim(self, raster: Raster, wanted: Sequence[Wanted]) -> tuple[list[Wanted], dict[int, Future[Pixels]]]:
         """The tiles that this thread decodes, and where the pixels of all of them will be."""

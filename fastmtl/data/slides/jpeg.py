@@ -74,6 +74,19 @@ def tables_end_blocks_with_zeros(tables: bytes) -> bool:
     return any(marker == _DHT and _ends_block_with_zeros(tables, at, end) for marker, at, end in _segments(tables, 0))
 
 
+def marked_colour(start: bytes) -> str:
+    """What the markers at the start of a stream of three colours say: "rgb", "ycbcr", or "" without any. Adobe's comes
+    before that of JFIF, which is always YCbCr."""
+    found = ""
+    with suppress(ValueError):  # `start` may end within a segment
+        for marker, at, end in _segments(start, len(SOI)):
+            if marker == _APP14 and start[at + 4 : at + 9] == b"Adobe" and end - at >= 16:
+                return "ycbcr" if start[at + 15] == 1 else "rgb"
+            if marker == _APP0 and start[at + 4 : at + 9] == b"JFIF\0":
+                found = "ycbcr"
+    return found
+
+
 def splice(buffer: bytearray, room: int, prefix: bytes) -> int:
     """Replace the SOI of the stream that starts at `room` with `prefix`; return the start of the result.
     Leading colour space markers are removed: decoders prefer them to Adobe's, but the TIFF tag decides.

@@ -17,7 +17,7 @@ from ..joined_files import PART
 from .instances import Instance
 
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
-_HEAD = 8  # bytes of an item before its content
+ITEM_HEAD = 8  # bytes of an item before its content
 _PIXELS = b"\xe0\x7f\x10\x00"
 _UNDEFINED = 2**32 - 1
 _IMPLICIT = "1.2.840.10008.1.2"
@@ -57,10 +57,10 @@ class _Frames:
         table = self._item(begin)
         if table is None:
             raise ValueError(f"{self._name} has no pixels: truncated")
-        first = begin + _HEAD + table
+        first = begin + ITEM_HEAD + table
         if self._of.offset_table:
             return self._by_extended_table(first)
-        return self._by_table(self._read(begin + _HEAD, table), first) if table else self._by_items(first)
+        return self._by_table(self._read(begin + ITEM_HEAD, table), first) if table else self._by_items(first)
 
     def _raw(self, begin: int, length: int) -> Places:
         frame = self._of.tile_width * self._of.tile_height * self._of.samples
@@ -76,13 +76,13 @@ class _Frames:
         if max(int(offsets.max()), int(lengths.max())) >= PART // 2:
             raise self._damaged()
         lengths = lengths.astype(np.int64)
-        return first + offsets.astype(np.int64), _HEAD + lengths + lengths % 2  # items have even lengths
+        return first + offsets.astype(np.int64), ITEM_HEAD + lengths + lengths % 2  # items have even lengths
 
     def _by_table(self, table: bytes, first: int) -> Places:
         if len(table) // 4 != self._wanted:
             raise self._wrong_number(len(table) // 4)
         offsets = first + np.frombuffer(table[: 4 * self._wanted], "<u4").astype(np.int64)
-        if offsets[0] != first or (np.diff(offsets) <= _HEAD).any():  # beyond 4 GB some writers begin again at 0
+        if offsets[0] != first or (np.diff(offsets) <= ITEM_HEAD).any():  # beyond 4 GB some writers begin again at 0
             raise self._damaged()
         end = self._end(int(offsets[-1]))
         return offsets, np.diff(offsets, append=end)
@@ -92,8 +92,8 @@ class _Frames:
         offsets, counts = [], []
         while (length := self._item(at)) is not None:
             offsets.append(at)
-            counts.append(_HEAD + length)
-            at += _HEAD + length
+            counts.append(ITEM_HEAD + length)
+            at += ITEM_HEAD + length
             if len(offsets) > self._wanted:
                 raise ValueError(
                     f"{self._name} has no offset table, and more items than its {self._wanted} frames; write it again "
@@ -103,20 +103,20 @@ class _Frames:
         if missing and self._read(at, 4) == _DELIMITER:
             raise self._wrong_number(len(offsets))
         offsets += [self._size] * missing  # beyond the end, as the file is truncated
-        counts += [_HEAD] * missing
+        counts += [ITEM_HEAD] * missing
         return np.array(offsets, np.int64), np.array(counts, np.int64)
 
     def _end(self, at: int) -> int:
         """Where the last frame ends, which begins at `at`."""
         end = at
         while (length := self._item(end)) is not None:
-            end += _HEAD + length
-        return max(end, at + _HEAD)
+            end += ITEM_HEAD + length
+        return max(end, at + ITEM_HEAD)
 
     def _item(self, at: int) -> int | None:
         """The length of the item at `at`; None where there is none."""
-        head = self._read(at, _HEAD)
-        return unpack("<I", head[4:])[0] if len(head) == _HEAD and head[:4] == _ITEM else None
+        head = self._read(at, ITEM_HEAD)
+        return unpack("<I", head[4:])[0] if len(head) == ITEM_HEAD and head[:4] == _ITEM else None
 
     def _read(self, at: int, count: int) -> bytes:
         return os.pread(self._file, min(count, max(self._size - at, 0)), at)
@@ -136,12 +136,12 @@ def content_of(buffer: bytearray, start: int) -> tuple[bytearray, int]:
         ValueError: there are none: the offset table is wrong, or the items are overwritten.
     """
     contents, at = [], start
-    while at + _HEAD <= len(buffer):
-        length = int.from_bytes(buffer[at + 4 : at + _HEAD], "little")
-        if buffer[at : at + 4] != _ITEM or at + _HEAD + length > len(buffer):
+    while at + ITEM_HEAD <= len(buffer):
+        length = int.from_bytes(buffer[at + 4 : at + ITEM_HEAD], "little")
+        if buffer[at : at + 4] != _ITEM or at + ITEM_HEAD + length > len(buffer):
             break
-        contents.append((at + _HEAD, at + _HEAD + length))
-        at += _HEAD + length
+        contents.append((at + ITEM_HEAD, at + ITEM_HEAD + length))
+        at += ITEM_HEAD + length
     if not contents or at != len(buffer):
         raise ValueError("no DICOM item where the offset table says that a frame begins: damaged")
     if len(contents) == 1:

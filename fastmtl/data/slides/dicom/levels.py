@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...sizes import MAX_PIXELS as MAX_PIECE_PIXELS
+from .. import jpeg
 from ..joined_files import PART
 from ..raster import Encoding, Placement, Raster
-from .frames import frames_of
+from .frames import ITEM_HEAD, frames_of
 from .instances import Instance
 
 _CODECS = {
@@ -32,6 +33,7 @@ _COLOURS = {
 """Codec -> photometric interpretation -> colour of what its decoder returns: JPEG 2000 undoes ICT and RCT itself."""
 
 _MAX_TILES = 2**24
+_MARKERS = 2**12  # bytes of a frame in which its markers of colour are looked for
 _SAMPLES = {"rgb": 3, "ycbcr": 3, "grey": 1, "inverted": 1}
 
 
@@ -89,6 +91,8 @@ def level_of(folder: Path, files: Sequence[tuple[int, Instance]]) -> Raster:
         if counts[tiles].any() or len(np.unique(tiles)) < len(tiles):
             raise ValueError(f"{instance.file.name} has two frames at one place (of several focal planes?)")
         begin, length = frames_of(folder / instance.file.name, instance, is_raw=encoding.codec == "raw")
+        if encoding.codec == "jpeg" and encoding.samples == 3:
+            _check_colour(folder, instance, encoding.colour, int(begin[0]))
         offsets[tiles], counts[tiles] = number * PART + begin, length
     is_sparse = not all(instance.is_full for _, instance in files)
     if not is_sparse and not counts.all():
@@ -96,6 +100,19 @@ def level_of(folder: Path, files: Sequence[tuple[int, Instance]]) -> Raster:
     # What was not scanned is background at every level, and not drawn from the finer one.
     placement = Placement(0, 0, first.width, first.height) if is_sparse else None
     return replace(raster, offsets=offsets, counts=counts, placement=placement)
+
+
+def _check_colour(folder: Path, instance: Instance, colour: str, frame: int) -> None:
+    """Raise ValueError if the first frame's markers contradict the header: one of the two would give wrong colours."""
+    with (folder / instance.file.name).open("rb") as file:
+        file.seek(frame + ITEM_HEAD)
+        marked = jpeg.marked_colour(file.read(_MARKERS))
+    if marked not in ("", colour):
+        names = {"rgb": "RGB", "ycbcr": "YCbCr"}
+        raise ValueError(
+            f"{instance.file.name} declares {instance.photometric}, and its JPEG frames are marked as {names[marked]}: "
+            "its colours are uncertain; correct PhotometricInterpretation"
+        )
 
 
 def _check(first: Instance, instances: Sequence[Instance]) -> None:

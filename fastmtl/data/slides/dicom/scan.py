@@ -19,6 +19,7 @@ from .series import files_of_slide
 
 _BESIDE = {"LABEL": "label", "OVERVIEW": "macro", "THUMBNAIL": "thumbnail"}
 _SAME = 0.02  # by how much a level's scale may differ from what its size says
+_TOLD = 1e-3  # and by how much without a word, besides rounding
 
 
 def scan_dicom(path: Path, max_pixels: int) -> Layout:
@@ -71,6 +72,7 @@ def _scan(path: Path, folder: Path, instances: list[Instance], max_pixels: int) 
         if not _shows_the_same(level[0][1], base):
             problems.append(f"a level of {size[0]}x{size[1]} is left out: it does not show the slide's view")
             continue
+        problems += _other_scale(level[0][1], base)
         try:
             rasters.append(level_of(folder, level))
         except ValueError as error:
@@ -114,6 +116,17 @@ def _shows_the_same(level: Instance, base: Instance) -> bool:
         return True
     few = _SAME + 2 / min(level.width, level.height)  # sizes are rounded
     return abs(level.spacing[0] / base.spacing[0] / ratio - 1) <= few
+
+
+def _other_scale(level: Instance, base: Instance) -> list[str]:
+    """A level that `_shows_the_same`, with another scale than its size says (padded, for example), in words."""
+    if not level.spacing or not base.spacing or min(base.spacing) <= 0:
+        return []
+    by_size, by_spacing = base.width / level.width, level.spacing[0] / base.spacing[0]
+    if abs(by_spacing / by_size - 1) <= _TOLD + 2 / min(level.width, level.height):
+        return []
+    what = f"a level of {level.width}x{level.height} is {by_size:.4g} times smaller by its size"
+    return [f"{what} and {by_spacing:.4g} times by its PixelSpacing: the size is used"]
 
 
 def _truncated(rasters: Sequence[Raster], names: Sequence[str], ends: np.ndarray) -> str:

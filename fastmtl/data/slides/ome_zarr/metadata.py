@@ -5,6 +5,7 @@ Source: ngff.openmicroscopy.org, versions 0.4 (Zarr 2) and 0.5 (Zarr 3).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,6 +115,19 @@ def metadata_files(path: Path) -> Iterator[Path]:
     yield from (group / one / name for one in paths[:_MAX_LEVELS] if _is_inside(one) for name in METADATA)
 
 
+def chunk_files(path: Path) -> list[tuple[str, Path]]:
+    """The chunks (or shards) of the finest level of a local slide that are stored: names in the level, and files.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    image = read_image(path)
+    folder = image.group / image.arrays[0].path
+    found = [Path(home, name) for home, _, names in os.walk(folder) for name in names]
+    files = [file for file in found if file.name not in METADATA and not file.name.startswith(".")]
+    return sorted((str(file.relative_to(folder)), file) for file in files)
+
+
 def read_image(path: Path) -> ZarrImage:
     """The only image of a store, or of a group in it.
 
@@ -121,6 +135,13 @@ def read_image(path: Path) -> ZarrImage:
         ValueError: it has none, several, or one of a kind that is not read.
         OSError: it cannot be read.
     """
+    try:
+        return _read_image(path)
+    except (AttributeError, LookupError, OverflowError, TypeError) as error:  # JSON of another shape
+        raise ValueError(f"{_SUBJECT} are damaged ({type(error).__name__}); copy the whole store again") from error
+
+
+def _read_image(path: Path) -> ZarrImage:
     group, words = _image_group(path)
     multiscale = _first(words, "multiscales", dict)
     version = str(words.get("version") or multiscale.get("version"))

@@ -16,6 +16,7 @@ from .metadata import Array, ZarrImage, read_image
 from .reader import missing_chunks
 
 _SAME = 0.02  # by how much a level's scale may differ from what its size says, besides rounding
+_EVEN = 1e-3  # by how much a level may be smaller across than down, besides rounding: it has one downsample
 
 
 def scan_zarr(path: Path, max_pixels: int) -> Layout:
@@ -84,6 +85,11 @@ def _level(image: ZarrImage, array: Array, base: Array) -> Level:
             )
         if abs(array.shift[axis] - base.shift[axis]) > array.scale[axis]:  # half a pixel is usual
             raise ValueError(f"its level {array.path} begins elsewhere than the first, which is not read")
+    if abs(sides[0] / sides[1] - 1) > _EVEN + 1 / array.shape[x] + 1 / array.shape[y]:
+        raise ValueError(
+            f"its level {array.path} is {sides[0]:g} times smaller across and {sides[1]:g} times down, which is not "
+            "read; make levels that are equally smaller both ways"
+        )
     return Level(array.shape[x], array.shape[y], downsample, array.chunk[x], array.chunk[y])
 
 
