@@ -46,7 +46,7 @@ def _monai() -> Loss:
     return _of_logits(lambda logits, target: loss(logits, target.unsqueeze(1)))
 
 
-def _run(loss: Loss, layer: tuple[Tensor, ...], target: Tensor) -> tuple[Tensor, ...]:
+def _run(loss: Loss, layer: tuple[Tensor, Tensor, Tensor], target: Tensor) -> tuple[Tensor, ...]:
     value = loss(*layer, target)
     return value.detach(), *torch.autograd.grad(value, layer)
 
@@ -56,8 +56,8 @@ def _contender(make_loss: Callable[[], Loss]) -> Contender:
 
 
 def _truth(inputs: Inputs) -> tuple[Tensor, ...]:
-    layer = tuple(one.detach().double().requires_grad_() for one in inputs["layer"])
-    return _run(_of_logits(formula), layer, inputs["target"])
+    x, weight, bias = (one.detach().double().requires_grad_() for one in inputs["layer"])
+    return _run(_of_logits(formula), (x, weight, bias), inputs["target"])
 
 
 def _register(classes: int, dtype: torch.dtype, figures: dict[str, float]) -> None:

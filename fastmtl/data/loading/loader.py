@@ -252,7 +252,7 @@ class TileLoader:
         """
         samples = samples_before(state, self._sampler, self._identity)
         if samples and self._sampler.by_slide:
-            tiles = self._tiles if self._stream is None else self._stream.tiles_of(state["epoch"])
+            tiles, _ = self._of_epochs.read(state["epoch"])
             self._pieces = pieces_digest(self._pictures.pieces_of(tiles))
             check_pieces(state, self._pieces)
         self._sampler = self._given.with_mixing(state.get("mixing"))
