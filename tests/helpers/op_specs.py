@@ -299,6 +299,8 @@ SPECS = (
 # Public ops outside of this contract, and the tests that cover them.
 ELSEWHERE = {
     "fused_step": "tests/balance/test_fused_step.py",
+    "linear_dice_bce_loss": "tests/ops/test_linear_losses.py",
+    "linear_dice_ce_loss": "tests/ops/test_linear_losses.py",
     "release_memory": "tests/ops/test_buffer_cache.py",
     "sample_uncertain_points": "tests/ops/test_points.py",
     "stain_normalize": "tests/stain/test_stain_normalize.py",
