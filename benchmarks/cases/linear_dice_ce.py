@@ -75,7 +75,7 @@ def _register(classes: int, dtype: torch.dtype, figures: dict[str, float]) -> No
                 "torch eager": _contender(lambda: _of_logits(formula)),
             },
             min_bytes=pixels * (3 * FEATURES * size + 2),  # features and class numbers twice, the features' gradient
-            tolerance=1e-4 if dtype == torch.float32 else 0.05,
+            tolerance=2e-3 if dtype == torch.float32 else 0.05,  # a convolution adds its bias's gradient in float32
             truth=_truth,
             figures=figures,
         )
