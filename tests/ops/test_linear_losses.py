@@ -212,10 +212,13 @@ def test_no_tensor_of_the_size_of_the_logits_is_made(monkeypatch):
     assert made.numel <= max(x.numel(), 40 * 256, target.numel())
 
 
-def test_small_logits_and_few_classes_are_stored(monkeypatch):
+def test_logits_of_small_features_are_stored(monkeypatch):
     calls = []
     monkeypatch.setattr(linear_blocks, "_apply", lambda *given: calls.append(given) or torch.zeros(()))
-    for channels, small, expected in ((31, 0, 0), (32, 0, 1), (32, 2**40, 1)):
+    features, of_40 = 2 * 5 * 20 * 31 * 4, 2 * 40 * 20 * 31 * 4
+    limits = (2, features, 1), (2, features + 1, 0), (40, of_40, 1), (40, of_40 + 1, 0)
+    for channels, small, expected in limits:
+        calls.clear()
         monkeypatch.setattr(linear_blocks, "_SMALL_BYTES", small)
         target = torch.randint(0, channels, (2, 20, 31))
         ops.linear_dice_ce_loss(*_layer(channels=channels), target)

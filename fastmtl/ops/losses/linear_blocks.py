@@ -20,8 +20,10 @@ from ..core.planes import in_place
 
 _BLOCK_BYTES = 2**21  # of logits: they stay in a core's caches between the product and the loss
 _LEAST_PIXELS = 256
-_SMALL_BYTES = 2**25  # of logits: storing them costs less than computing them twice
-_FEW_CLASSES = 32  # likewise
+# Storing smaller logits costs less than computing them twice. On a CPU that is so where glibc keeps the memory of all
+# tensors, those of the features too: it returns larger blocks, and new ones cost page faults.
+_SMALL_BYTES = 2**25
+_FEW_CLASSES = 32  # on a GPU, likewise
 
 
 class Layer(NamedTuple):
@@ -117,9 +119,11 @@ def stores_logits(layer: Layer, fuse: bool | None) -> bool:
     if fuse is not None:
         checks.flag("fuse", fuse)
         return not fuse
-    classes = layer.weight.shape[0]
-    size = layer.features[:, 0].numel() * classes * layer.features.element_size()
-    return classes < _FEW_CLASSES or size < _SMALL_BYTES
+    features, classes = layer.features, layer.weight.shape[0]
+    size = features[:, 0].numel() * classes * features.element_size()
+    if features.is_cuda:
+        return classes < _FEW_CLASSES or size < _SMALL_BYTES
+    return max(size, features.numel() * features.element_size()) < _SMALL_BYTES
 
 
 def stored_logits(layer: Layer) -> Tensor:

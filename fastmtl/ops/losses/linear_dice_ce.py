@@ -61,7 +61,7 @@ def linear_dice_ce_loss(
         ce_weight, dice_weight, mask, ignore_index, label_smoothing, include_background, batch, squared_pred, jaccard,
             smooth_nr, smooth_dr, empty, reduction: as for `dice_ce_loss`.
         fuse: False stores the logits and calls `dice_ce_loss`, True never does. None stores them where that is faster:
-            if they have less than 32 MiB, or for fewer than 32 classes.
+            if they, and on a CPU the features too, have less than 32 MiB; on a GPU also for fewer than 32 classes.
         backend: of the sums and gradients of each block, as for `dice_ce_loss`.
 
     Returns:
