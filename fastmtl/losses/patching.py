@@ -17,14 +17,14 @@ class _Library:
     Attributes:
         package: its name on the package index.
         series: MAJOR.MINOR of the version that our losses are compared with in the tests.
-        modules: where it defines the losses.
+        module: that names the losses, and imports all others that do.
         ours: the module of `fastmtl.losses`.
         losses: the classes that are replaced.
     """
 
     package: str
     series: str
-    modules: tuple[str, ...]
+    module: str
     ours: str
     losses: tuple[str, ...]
 
@@ -33,21 +33,21 @@ LIBRARIES = {
     "monai": _Library(
         "monai",
         "1.6",
-        ("monai.losses", "monai.losses.dice", "monai.losses.focal_loss", "monai.losses.tversky"),
+        "monai.losses",
         "monai",
         ("DiceLoss", "DiceCELoss", "DiceFocalLoss", "GeneralizedDiceLoss", "TverskyLoss", "FocalLoss"),
     ),
     "smp": _Library(
         "segmentation-models-pytorch",
         "0.6",
-        ("segmentation_models_pytorch.losses",),
+        "segmentation_models_pytorch.losses",
         "smp",
         ("DiceLoss", "JaccardLoss", "FocalLoss", "SoftBCEWithLogitsLoss"),
     ),
     "nnunet": _Library(
         "nnunetv2",
         "2.8",
-        ("nnunetv2.training.loss.compound_losses",),
+        "nnunetv2.training.loss.compound_losses",
         "nnunet",
         ("DC_and_CE_loss", "DC_and_BCE_loss"),
     ),
@@ -151,15 +151,11 @@ def _library(name: str) -> _Library:
 
 def _originals(library: _Library, replaced: Mapping[_Place, tuple[type, type]]) -> list[type]:
     """The library's own classes, also of those that are replaced already."""
-    modules = [importlib.import_module(name) for name in library.modules]
+    module = importlib.import_module(library.module)
     before = {theirs.__name__: theirs for theirs, _ in replaced.values()}
-    originals = []
-    for name in library.losses:
-        now = next((getattr(module, name) for module in modules if hasattr(module, name)), None)
-        if now is None:
-            raise ImportError(f"{library.package} has no {name}: it is another version than {library.series}")
-        originals.append(before.get(name, now))
-    return originals
+    if missing := [name for name in library.losses if not hasattr(module, name)]:
+        raise ImportError(f"{library.package} has no {missing[0]}: it is another version than {library.series}")
+    return [before[name] if name in before else getattr(module, name) for name in library.losses]
 
 
 def _subclasses(of: type) -> Iterator[type]:

@@ -169,18 +169,20 @@ def _places(model: nn.Module) -> list[str]:
 
 def _realigned(module: nn.Module, found: Weights, prefix: str) -> Weights:
     """`found` with the keys' common prefix removed, or a missing one added, so that they match `module`."""
-    inner = module.state_dict().keys()
+    inner = module.state_dict()
+
+    def fits(keys: Weights) -> int:
+        return sum(key in inner and inner[key].shape == value.shape for key, value in keys.items())
+
     best: Weights = {}
     for anchor in sorted(inner)[:1]:
-        heads = {key.removesuffix(anchor) for key in found if key.endswith(anchor)}
-        for head in heads:
+        for head in sorted({key.removesuffix(anchor) for key in found if key.endswith(anchor)}):
             renamed = {key.removeprefix(head): value for key, value in found.items() if key.startswith(head)}
-            best = max(best, renamed, key=lambda keys: len(inner & keys.keys()))
+            best = max(best, renamed, key=fits)
         for key in found:
             if anchor.endswith(f".{key}"):
                 lacked = anchor.removesuffix(key)
-                renamed = {lacked + name: value for name, value in found.items()}
-                best = max(best, renamed, key=lambda keys: len(inner & keys.keys()))
+                best = max(best, {lacked + name: value for name, value in found.items()}, key=fits)
     return {prefix + key: value for key, value in best.items()}
 
 

@@ -7,40 +7,18 @@ import os
 import resource
 import shutil
 import sys
-import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers.broken_disk import BrokenDisk
-from helpers.runs import Killed
-from helpers.tiles import write_folder
+from helpers.runs import killed_at
+from helpers.small_runs import command_of
 
 from fastmtl.cli import main
 from fastmtl.training import checkpoint
 from fastmtl.training.checkpoint_names import history
 from fastmtl.training.trainer import Trainer
-
-OPTIONS = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--log-every", "1", "--precision", "float32"]
-OPTIONS += ["--set", "model.base_channels=2", "training.checkpoint_steps=2"]
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    """Six tiles to train: three steps in an epoch."""
-    root = tmp_path_factory.mktemp("data") / "tiles"
-    write_folder(root, {"a": 6, "b": 4}, size=32)
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(tiles, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert main(_command(tiles, out)) == 0
-    return out
-
-
-def _command(tiles, out, *more):
-    return ["train", "demo", "--data", str(tiles), "--out", str(out), *OPTIONS, *more]
 
 
 def _breaking(monkeypatch, disk, first, last=99):
@@ -107,7 +85,7 @@ def test_in_training_it_stops_in_one_line_and_the_same_command_ends_where_a_whol
     with monkeypatch.context() as patched:
         disk = BrokenDisk(patched, out, pattern, number)
         _breaking(patched, disk, 3)
-        assert main(_command(tiles, out)) == 1
+        assert main(command_of(tiles, out)) == 1
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert disk.refused
     assert last_line.startswith(f"fastmtl: {'checkpoint ' * ('checkpoints' in last_line)}{out}/{pattern.split('/')[0]}")
@@ -115,7 +93,7 @@ def test_in_training_it_stops_in_one_line_and_the_same_command_ends_where_a_whol
     assert "continue with fastmtl train --resume" in last_line
     assert _sound(out) <= 3
     _no_half_lines(out)
-    assert main(_command(tiles, out)) == 0
+    assert main(command_of(tiles, out)) == 0
     _same(out, whole)
 
 
@@ -129,7 +107,7 @@ def test_by_choice_it_continues_and_nothing_is_missing_once_the_disk_works_again
     with monkeypatch.context() as patched:
         disk = BrokenDisk(patched, out, pattern, number)
         _breaking(patched, disk, 2, 6)
-        assert main(_command(tiles, out, "--on-disk-error", "continue")) == 0
+        assert main(command_of(tiles, out, "--on-disk-error", "continue")) == 0
     stderr = capsys.readouterr().err
     assert disk.refused
     assert stderr.count("The training continues and tries again (training.on_disk_error)") == 1
@@ -145,7 +123,7 @@ def test_a_training_that_ends_unsaved_says_so_and_continues_from_the_last_sound_
     tiles, whole, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "run"
-    command = _command(tiles, out, "--on-disk-error", "continue")
+    command = command_of(tiles, out, "--on-disk-error", "continue")
     with monkeypatch.context() as patched:
         _breaking(patched, BrokenDisk(patched, out, "checkpoints"), 4)
         assert main(command) == 1
@@ -166,7 +144,7 @@ def test_a_signal_on_a_full_disk_says_that_nothing_was_saved(tiles, tmp_path, mo
         _breaking(patched, BrokenDisk(patched, out, "checkpoints"), 2)
         asked = Trainer._asked
         patched.setattr(Trainer, "_asked", lambda trainer: 2 if trainer.step_count == 2 else asked(trainer))
-        assert main(_command(tiles, out, "--on-disk-error", "continue")) == 75
+        assert main(command_of(tiles, out, "--on-disk-error", "continue")) == 75
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert "stopped at epoch 1, step 2, but checkpoint " in last_line
     assert "cannot be written (No space left on device" in last_line
@@ -177,24 +155,11 @@ def test_a_signal_on_a_full_disk_says_that_nothing_was_saved(tiles, tmp_path, mo
 def test_lines_that_could_not_be_written_are_not_lost_by_a_kill(tiles, whole, tmp_path, monkeypatch):
     """A checkpoint waits for the lines of its epochs."""
     out = tmp_path / "run"
-    command = _command(tiles, out, "--on-disk-error", "continue")
+    command = command_of(tiles, out, "--on-disk-error", "continue")
     with monkeypatch.context() as patched:
         disk = BrokenDisk(patched, out, r"(metrics|balance)\.jsonl")
         _breaking(patched, disk, 3)
-        evaluate, calls = Trainer.evaluate, []
-
-        def killed(trainer, loader):
-            calls.append(1)
-            if len(calls) == 2:
-                raise Killed
-            return evaluate(trainer, loader)
-
-        patched.setattr(Trainer, "evaluate", killed)
-        with pytest.raises(Killed):
-            main(command)
-    for thread in threading.enumerate():
-        if thread.name == "fastmtl-checkpoint":
-            thread.join()
+        killed_at(partial(main, command), patched, Trainer, "evaluate", 2)
     assert not (out / "metrics.jsonl").exists()
     assert _sound(out) == 2
     assert main(command) == 0
@@ -210,7 +175,7 @@ def test_at_the_end_the_run_says_that_it_is_trained_and_the_same_command_complet
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     for name in ("summary.json", "report.html"):
         (out / name).unlink()
-    command = _command(tiles, out, "--on-disk-error", policy)
+    command = command_of(tiles, out, "--on-disk-error", policy)
     with monkeypatch.context() as patched:
         disk = BrokenDisk(patched, out, file)
         disk.broken = True
@@ -227,7 +192,7 @@ def test_at_the_end_the_run_says_that_it_is_trained_and_the_same_command_complet
 @pytest.mark.parametrize("file", ["", ".lock", "split.json", "run.json", "environment.json", "config.toml"])
 def test_at_the_start_nothing_begins_on_a_full_disk(file, policy, tiles, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    command = _command(tiles, out, "--on-disk-error", policy)
+    command = command_of(tiles, out, "--on-disk-error", policy)
     monkeypatch.setattr(Trainer, "fit", lambda *_: pytest.fail("it trains"))
     with monkeypatch.context() as patched:
         BrokenDisk(patched, out, file).broken = True
@@ -247,11 +212,11 @@ class Full(io.StringIO):
 @pytest.mark.long
 def test_a_log_that_cannot_be_written_changes_neither_the_training_nor_the_exit_code(tiles, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Full())
-    assert main(_command(tiles, tmp_path / "run", "--epochs", "1")) == 0
+    assert main(command_of(tiles, tmp_path / "run", "--epochs", "1")) == 0
     assert (tmp_path / "run" / "report.html").exists()
     _signal = Trainer._asked
     monkeypatch.setattr(Trainer, "_asked", lambda trainer: 2 if trainer.step_count == 5 else _signal(trainer))
-    assert main(_command(tiles, tmp_path / "run", "--epochs", "2")) == 75
+    assert main(command_of(tiles, tmp_path / "run", "--epochs", "2")) == 75
     assert main(["train", "no such recipe"]) == 1
 
 
@@ -261,7 +226,7 @@ def test_a_real_limit_of_the_size_of_files(tiles, tmp_path, capsys):
     out, (soft, hard) = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
     try:
-        assert main(_command(tiles, out, "--on-disk-error", "continue")) == 1
+        assert main(command_of(tiles, out, "--on-disk-error", "continue")) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     stderr = capsys.readouterr().err

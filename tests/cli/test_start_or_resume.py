@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers.broken_disk import BrokenDisk
-from helpers.runs import Killed
+from helpers.runs import killed_at
 from helpers.small_runs import command_of
 from helpers.tiles import write_folder
 
@@ -18,26 +18,6 @@ from fastmtl.training.checkpoint_names import history, located
 from fastmtl.training.fingerprint import untimed
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Trainer
-
-
-def _killed(command, monkeypatch, owner, name, at, *, after=False):
-    """Run `command` until the `at`-th call of a function, which is not reached or `after` it."""
-    function, calls = getattr(owner, name), []
-
-    def counted(*arguments, **options):
-        calls.append(1)
-        done = function(*arguments, **options) if len(calls) < at or after else None
-        if len(calls) == at:
-            raise Killed
-        return done
-
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, counted)
-        with pytest.raises(Killed):
-            main(command)
-    for thread in threading.enumerate():
-        if thread.name == "fastmtl-checkpoint":
-            thread.join()
 
 
 def _same(run, whole):
@@ -74,7 +54,7 @@ MOMENTS = {
 def test_killed_at_any_moment_the_same_command_ends_where_a_whole_run_ends(moment, tiles, whole, tmp_path, monkeypatch):
     command = command_of(tiles, tmp_path / "run")
     owner, name, at, after = MOMENTS[moment]
-    _killed(command, monkeypatch, owner, name, at, after=after)
+    killed_at(partial(main, command), monkeypatch, owner, name, at, after=after)
     again = ["train", "--resume", "--out", str(tmp_path / "run")]
     assert main(again if len(moment) % 2 and (tmp_path / "run" / "config.toml").exists() else command) == 0
     _same(tmp_path / "run", whole)
@@ -83,7 +63,7 @@ def test_killed_at_any_moment_the_same_command_ends_where_a_whole_run_ends(momen
 @pytest.mark.long
 def test_a_validation_that_was_cut_is_not_trained_for_again(tiles, whole, tmp_path, monkeypatch):
     command = command_of(tiles, tmp_path / "run")
-    _killed(command, monkeypatch, Trainer, "evaluate", 2)
+    killed_at(partial(main, command), monkeypatch, Trainer, "evaluate", 2)
     steps = []
     monkeypatch.setattr(Trainer, "step", lambda *_: steps.append(1))
     assert main(command) == 0
@@ -108,7 +88,7 @@ def test_damage_of_the_newest_checkpoint_is_told_and_costs_what_came_after_the_o
     tiles, whole, tmp_path, monkeypatch, capsys
 ):
     command = command_of(tiles, tmp_path / "run")
-    _killed(command, monkeypatch, Trainer, "step", 6)
+    killed_at(partial(main, command), monkeypatch, Trainer, "step", 6)
     newest = history(tmp_path / "run" / "checkpoints")[-1].path
     (newest / "tensors.safetensors").write_bytes(b"x")
     capsys.readouterr()
@@ -173,9 +153,9 @@ def test_what_changes_is_recorded_and_stays(tiles, tmp_path, monkeypatch, capsys
     """A lower rate given to --resume holds, also where a scheduler repeats the first command."""
     out = tmp_path / "run"
     command = command_of(tiles, out, "--set", "optimizer.schedule=constant", "optimizer.warmup=0")
-    _killed(command, monkeypatch, Trainer, "step", 4)
+    killed_at(partial(main, command), monkeypatch, Trainer, "step", 4)
     change = ["--lr", "1e-4", "--weight-decay", "0.5", "--epochs", "3"]
-    _killed(["train", "--resume", "--out", str(out), *change], monkeypatch, Trainer, "step", 2)
+    killed_at(partial(main, ["train", "--resume", "--out", str(out), *change]), monkeypatch, Trainer, "step", 2)
     assert main(command) == 0
     assert "changed: " not in capsys.readouterr().err.rpartition("resumed at")[2]
     records = RunFolder(out).resumes()
@@ -205,7 +185,7 @@ def test_a_finished_run_may_be_trained_for_longer(whole, tmp_path):
 @pytest.mark.long
 def test_data_that_moved_are_the_same_tiles(tiles, whole, tmp_path, monkeypatch, capsys):
     here, out = Path(shutil.copytree(tiles, tmp_path / "here")), tmp_path / "run"
-    _killed(command_of(here, out), monkeypatch, Trainer, "step", 4)
+    killed_at(partial(main, command_of(here, out)), monkeypatch, Trainer, "step", 4)
     there = here.rename(tmp_path / "there")
     assert main(["train", "--resume", "--out", str(out)]) == 1
     said = capsys.readouterr().err

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fastmtl import config
@@ -32,6 +34,28 @@ SLIDES = {
 
 class Killed(BaseException):
     """Where SIGKILL would end the process; nothing may clean up after it, so nothing here does."""
+
+
+def killed_at(
+    run: Callable[[], object], patcher: pytest.MonkeyPatch, owner: type, name: str, at: int, *, after: bool = False
+) -> None:
+    """Run until the `at`-th call of a method, which is not reached or `after` it."""
+    function, calls = getattr(owner, name), []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        done = function(*arguments, **options) if len(calls) < at or after else None
+        if len(calls) == at:
+            raise Killed
+        return done
+
+    with patcher.context() as patched:
+        patched.setattr(owner, name, counted)
+        with pytest.raises(Killed):
+            run()
+    for thread in threading.enumerate():
+        if thread.name == "fastmtl-checkpoint":
+            thread.join()
 
 
 def untrained(folder: Path, root: Path | str = "", **changes: Any) -> Path:

@@ -50,6 +50,11 @@ def test_weights_of_the_whole_model_and_of_files_without_the_top(tmp_path):
     report = models.load_weights(again, tmp_path / "no_top.pt")
     assert "trunk" not in report.loaded
     assert {key.split(".")[0] for key in report.missing} == {"trunk"}
+    half = {key.replace("trunk.", "other."): value for key, value in model.state_dict().items() if ".bn2." in key}
+    torch.save(own | {key: value for key, value in half.items() if "other." in key}, tmp_path / "half.pt")
+    report = models.load_weights(again, tmp_path / "half.pt")
+    assert {"trunk.conv_head.weight", "trunk.bn2.weight"} <= set(report.missing)
+    assert "other.bn2.weight" in report.unused
 
 
 def test_only_the_heads_tasks_train_the_top():

@@ -205,7 +205,7 @@ def test_compiles_where_the_batch_of_the_logits_alone_is_dynamic(loss):
 def test_a_class_number_out_of_range_raises_on_the_cpu(backend, wrong):
     x, t = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
     t[0, 1, 1] = wrong
-    message = r"`target` holds class numbers that `input` has no channel for \(1 pixels\): they must lie in 0 to 2"
+    message = r"`target` holds class numbers that the logits have no channel for \(1 pixels\): they must lie in 0 to 2"
     with pytest.raises(ValueError, match=message):
         ops.dice_ce_loss(x, t, backend=backend)
     with pytest.raises(ValueError, match=message):

@@ -257,12 +257,13 @@ X, W, B, T = torch.rand(2, 5, 4, 6), torch.rand(7, 5), torch.rand(7), torch.zero
         ((X, W, B, T[:, :3]), {}, ValueError, r"`target` must be class numbers \[2, 4, 6\]"),
         ((X, W, B, T + 7), {}, ValueError, r"`target` holds class numbers .* \(48 pixels\).* 0 to 6"),
         ((X, W, B, T), {"mask": torch.ones(3, dtype=torch.bool)}, ValueError, "`mask` must be"),
-        ((X, W, B, T), {"class_weight": torch.ones(6)}, ValueError, "must be .7., one per class"),
+        ((X, W, B, T), {"class_weight": torch.ones(6)}, ValueError, r"`class_weight` must be \[7\], one per class"),
         ((X, W, B, T), {"batch": True, "reduction": "none"}, ValueError, "`reduction` must be 'mean' with batch"),
         ((X, W, B, T), {"fuse": 1}, TypeError, "`fuse` must be True or False"),
         ((X, W, B, T), {"reduction": "average"}, ValueError, "`reduction` must be one of"),
     ],
 )
-def test_bad_arguments_are_named(given, settings, error, message):
+@pytest.mark.parametrize("fuse", [True, False])
+def test_bad_arguments_are_named(given, settings, error, message, fuse):
     with pytest.raises(error, match=message):
-        ops.linear_dice_ce_loss(*given, **({"fuse": True} | settings))
+        ops.linear_dice_ce_loss(*given, **({"fuse": fuse} | settings))

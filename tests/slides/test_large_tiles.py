@@ -243,6 +243,12 @@ def test_within_an_epoch_the_order_of_other_pieces_is_refused(tmp_path, decodes)
         loader.load_state_dict(state)
 
 
+def test_a_loader_without_a_size_leaves_the_cache_as_it_is(tmp_path, decodes):
+    tiles = _tiles(_slide(tmp_path / "one.tif", "jpeg"))
+    with _loader(tiles, tile_cache=12345), _loader(tiles):
+        assert decoded_tiles.most_bytes == 12345
+
+
 def test_a_negative_cache_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`tile_cache` must be 0 bytes or more; got -1"):
         _loader(_tiles(_slide(tmp_path / "one.tif", "jpeg")), tile_cache=-1)

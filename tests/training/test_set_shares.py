@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import numpy as np
 import pytest
 import torch
 from helpers import side_by_side
-from helpers.runs import Killed
+from helpers.runs import killed_at
 from helpers.side_by_side import recipe_of, write_sets
 from torch import nn
 from torch.multiprocessing.spawn import spawn
@@ -192,21 +191,8 @@ def _after(logged):
 def test_a_killed_run_continues_bit_for_bit_with_its_shares(run, root, tmp_path, monkeypatch):
     whole, recipe = run
     steps = [record["step"] for record in RunFolder(whole).records()]
-    step, calls = Trainer.step, []
-
-    def counted(trainer, batch):
-        calls.append(1)
-        if len(calls) == steps[1] + 4:  # in the third epoch, whose shares are new; two steps after a checkpoint
-            raise Killed
-        return step(trainer, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", counted)
-        with pytest.raises(Killed):
-            api.train(recipe, root, tmp_path / "run")
-    for thread in threading.enumerate():
-        if thread.name == "fastmtl-checkpoint":
-            thread.join()
+    # in the third epoch, whose shares are new; two steps after a checkpoint
+    killed_at(lambda: api.train(recipe, root, tmp_path / "run"), monkeypatch, Trainer, "step", steps[1] + 4)
     assert history(tmp_path / "run" / "checkpoints")
     api.train(recipe, root, tmp_path / "run")
     assert fingerprint(tmp_path / "run") == fingerprint(whole)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import side_by_side
-from helpers.runs import Killed
+from helpers.runs import killed_at
 from helpers.side_by_side import recipe_of, write_sets
 from helpers.tiles import random_pixels, write_image
 from torch.multiprocessing.spawn import spawn
@@ -131,21 +130,7 @@ def test_the_report_shows_the_sets(run):
 def test_a_killed_run_continues_bit_for_bit_in_the_middle_of_an_epoch(balancer, batches, root, tmp_path, monkeypatch):
     recipe = _recipe(root, balancer=balancer, sets_batches=batches)
     api.train(recipe, root, tmp_path / "whole")
-    step, calls = Trainer.step, []
-
-    def counted(trainer, batch):
-        calls.append(1)
-        if len(calls) == 12:
-            raise Killed
-        return step(trainer, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", counted)
-        with pytest.raises(Killed):
-            api.train(recipe, root, tmp_path / "run")
-    for thread in threading.enumerate():
-        if thread.name == "fastmtl-checkpoint":
-            thread.join()
+    killed_at(lambda: api.train(recipe, root, tmp_path / "run"), monkeypatch, Trainer, "step", 12)
     assert history(tmp_path / "run" / "checkpoints")
     api.train(recipe, root, tmp_path / "run")
     found, wanted = fingerprint(tmp_path / "run"), fingerprint(tmp_path / "whole")

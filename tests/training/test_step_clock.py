@@ -54,7 +54,7 @@ def test_time_of_an_inner_phase_counts_once(monkeypatch):
 
 def test_the_share_of_reused_tiles_is_that_of_this_epoch():
     class Loader:
-        tile_use = (30, 10)
+        tile_use = (10, 30)
 
         def __iter__(self):
             for _ in range(3):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...protocols import Batch, Target
 from ...utils.normalization import IMAGENET
 from ..dataset import Tile
-from ..slides.decoded_tiles import DEFAULT_BYTES, TileUse, decoded_tiles
+from ..slides.decoded_tiles import TileUse, decoded_tiles
 from .augment import Augmentation
 from .encoded_images import EncodedImages
 from .epoch_tiles import EpochTiles
@@ -79,7 +79,8 @@ class TileLoader:
         device: "cpu" or "gpu" (torch's current CUDA device): for decoding, augmentation and the batches.
         num_threads: CPU threads that read, decode and augment.
         prefetch: batches decoded ahead; as many again are read ahead.
-        tile_cache: bytes of decoded slide tiles that all loaders of this process keep together, see `tile_use`.
+        tile_cache: bytes of decoded slide tiles that all loaders of this process keep together from now on, see
+            `tile_use`; None leaves it as it is, at first 256 MiB.
         mean: per-channel mean that is subtracted, RGB in 0..1.
         std: per-channel divisor.
         mask_threshold: mask values above it are foreground, 0..255; class maps are unchanged.
@@ -118,7 +119,7 @@ class TileLoader:
         device: Literal["cpu", "gpu"] = "cpu",
         num_threads: int = 2,
         prefetch: int = 2,
-        tile_cache: int = DEFAULT_BYTES,
+        tile_cache: int | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         mask_threshold: int = 127,
@@ -126,7 +127,8 @@ class TileLoader:
         pictures: EncodedImages | None = None,
     ):
         _check(num_threads=num_threads, prefetch=prefetch, tile_cache=tile_cache, device=device)
-        decoded_tiles.most_bytes = tile_cache
+        if tile_cache is not None:
+            decoded_tiles.most_bytes = tile_cache
         self._sampler = Sampler(
             batch_size,
             seed,
@@ -323,11 +325,11 @@ class TileLoader:
             raise RuntimeError("this iteration was ended: by a newer one, close(), set_epoch() or load_state_dict()")
 
 
-def _check(*, num_threads: int, prefetch: int, tile_cache: int, device: str) -> None:
+def _check(*, num_threads: int, prefetch: int, tile_cache: int | None, device: str) -> None:
     for name, value in (("num_threads", num_threads), ("prefetch", prefetch)):
         if value < 1:
             raise ValueError(f"`{name}` must be 1 or more; got {value}")
-    if tile_cache < 0:
+    if tile_cache is not None and tile_cache < 0:
         raise ValueError(f"`tile_cache` must be 0 bytes or more; got {tile_cache}")
     if device not in ("cpu", "gpu"):
         raise ValueError(f'`device` must be "cpu" or "gpu"; got {device!r}')

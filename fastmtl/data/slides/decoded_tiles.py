@@ -12,8 +12,6 @@ from .codecs import Pixels
 from .raster import Raster
 from .wanted_tiles import Wanted
 
-DEFAULT_BYTES = 2**28
-
 _Key = tuple[Raster, int]
 
 
@@ -36,7 +34,7 @@ class DecodedTiles:
         most_bytes: of pixels; a single larger tile is kept.
     """
 
-    def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, most_bytes: int = 2**28) -> None:
         self.most_bytes = most_bytes
         self._tiles: OrderedDict[_Key, Future[Pixels]] = OrderedDict()
         self._lock = Lock()

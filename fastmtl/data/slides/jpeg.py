@@ -150,7 +150,7 @@ def read_header(stream: bytes | bytearray, start: int) -> Header:
     """
     scan = stream.find(_START_OF_SCAN, start)
     end = scan + 2 + int.from_bytes(stream[scan + 2 : scan + 4], "big")
-    if 0 <= scan < end <= min(len(stream), start + _MOST_KEPT):
+    if scan >= 0 and end - start <= _MOST_KEPT:
         # What looks like the start of a scan may be inside another segment, which then has no end.
         with suppress(ValueError):
             width, height, components, scan, zeros_are_data = _known_header(bytes(stream[start:end]))

@@ -38,9 +38,9 @@ def dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...], advice: st
         raise ValueError(f"`{name}` must be {names(allowed)}; got {names((value.dtype,))}. {advice}")
 
 
-def device(name: str, value: Tensor, input: Tensor) -> None:
+def device(name: str, value: Tensor, input: Tensor, like: str = "input") -> None:
     if value.device != input.device:
-        raise ValueError(f"`{name}` must be on {input.device} like `input`; got {value.device}. Move it first.")
+        raise ValueError(f"`{name}` must be on {input.device} like `{like}`; got {value.device}. Move it first.")
 
 
 def constant(name: str, value: Tensor) -> None:

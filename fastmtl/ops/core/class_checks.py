@@ -40,7 +40,7 @@ def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> t
         advice = " Pass class numbers: target.argmax(1)." if found == shape else ""
         if checks.channels_last(input, target):
             advice = " Move its channels: target.movedim(-1, 1)." if soft else " Pass class numbers: target.argmax(-1)."
-        raise ValueError(f"`target` must be class numbers {allowed} to fit `input`; got {found}.{advice}")
+        raise ValueError(f"`target` must be class numbers {allowed} to fit logits {shape}; got {found}.{advice}")
     if input.dim() == 2:
         input, target = input.unsqueeze(-1), target.unsqueeze(-1)
     return input, target
@@ -64,16 +64,16 @@ def pixel_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
     return mask
 
 
-def class_weight(weight: Tensor | None, input: Tensor) -> Tensor | None:
+def class_weight(weight: Tensor | None, input: Tensor, name: str = "weight") -> Tensor | None:
     """One weight per class, [C]."""
     if weight is None:
         return None
-    checks.tensor("weight", weight)
-    checks.dtype("weight", weight, FLOATING, "Convert it first.")
-    checks.device("weight", weight, input)
-    checks.constant("weight", weight)
+    checks.tensor(name, weight)
+    checks.dtype(name, weight, FLOATING, "Convert it first.")
+    checks.device(name, weight, input)
+    checks.constant(name, weight)
     if weight.dim() != 1 or weight.shape[0] != input.shape[1]:
-        raise ValueError(f"`weight` must be [{input.shape[1]}], one per class; got {list(weight.shape)}.")
+        raise ValueError(f"`{name}` must be [{input.shape[1]}], one per class; got {list(weight.shape)}.")
     return weight
 
 
@@ -100,8 +100,8 @@ def no_class_ignored(value: object, default: int | None = None) -> None:
 def raise_if_outside(number: int, classes: int) -> None:
     if number:
         raise ValueError(
-            f"`target` holds class numbers that `input` has no channel for ({number} pixels): they must lie in 0 to "
-            f"{classes - 1}. Exclude such pixels with `ignore_index` or `mask`, or remap them."
+            f"`target` holds class numbers that the logits have no channel for ({number} pixels): they must lie in 0 "
+            f"to {classes - 1}. Exclude such pixels with `ignore_index` or `mask`, or remap them."
         )
 
 

@@ -93,13 +93,8 @@ def dice_ce_loss(
     0.3427
     """
     checks.flag("return_counts", return_counts)
-    checks.one_of("reduction", reduction, checks.REDUCTIONS)
-    checks.flag("batch", batch)
+    check_reduction(reduction, batch)
     tensors = check_tensors(input, target, weight, mask)
-    if batch and reduction != "mean":
-        raise ValueError(
-            f"`reduction` must be 'mean' with batch=True, because single samples have no loss; got {reduction!r}."
-        )
     if return_counts and tensors.soft:
         raise ValueError("`return_counts` needs class numbers as `target`; got probabilities. Pass target.argmax(1).")
     options = Options(
@@ -123,6 +118,16 @@ def dice_ce_loss(
         return loss
     true_positive, false_positive, false_negative = counts[:, :-1].unflatten(1, (3, -1)).unbind(1)
     return loss, Counts(true_positive, false_positive, false_negative, counts[:, -1])
+
+
+def check_reduction(reduction: str, batch: bool) -> None:
+    """Raise ValueError for an unknown reduction, or one per sample of a loss of the whole batch."""
+    checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    checks.flag("batch", batch)
+    if batch and reduction != "mean":
+        raise ValueError(
+            f"`reduction` must be 'mean' with batch=True, because single samples have no loss; got {reduction!r}."
+        )
 
 
 def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Tensors:

@@ -8,7 +8,6 @@ gradient, neither is stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -103,12 +102,12 @@ def check_layer(features: object, weight: object, bias: object, *, classes: int)
     if found[0] < classes:
         raise ValueError(f"`weight` must have a row for each of {classes} or more classes; got {found}.")
     checks.dtype("weight", weight, FLOATING, "Pass the layer's weight.")
-    checks.device("weight", weight, features)
+    checks.device("weight", weight, features, "features")
     if bias is not None:
         checks.tensor("bias", bias)
         assert isinstance(bias, Tensor)
         checks.dtype("bias", bias, FLOATING, "Pass the layer's bias.")
-        checks.device("bias", bias, features)
+        checks.device("bias", bias, features, "features")
         if list(bias.shape) != [found[0]]:
             raise ValueError(f"`bias` must be [{found[0]}], one for each row of `weight`; got {list(bias.shape)}.")
     return Layer(features, weight, bias)
@@ -142,10 +141,9 @@ def linear_loss(layer: Layer, loss: BlockLoss) -> Tensor:
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, loss: BlockLoss) -> Tensor:
-        layer = Layer(features, weight, bias)
-        total: list[Tensor] = []  # float64 [K, 1, C] of each sample
+        product, total = _Product.of(Layer(features, weight, bias)), list[Tensor]()
         for sample in range(features.shape[0]):
-            parts = [loss.sums(logits(), sample, pixels) for pixels, logits in _blocks(layer, sample)]
+            parts = [loss.sums(product.logits(sample, pixels), sample, pixels) for pixels in product.blocks]
             total.append(torch.stack(parts).to(torch.float64).sum(0))
         ctx.loss, sums = loss, torch.cat(total, 1).to(torch.promote_types(features.dtype, torch.float32))
         ctx.save_for_backward(features, weight, bias, sums)
@@ -156,23 +154,22 @@ class _LinearLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # with create_graph=True, which would get gradients without a graph
             raise RuntimeError("a loss fused with its linear layer can be differentiated once; pass fuse=False.")
         features, weight, bias, sums = ctx.saved_tensors
-        layer, loss = Layer(features, weight, bias), ctx.loss
+        product, loss = _Product.of(Layer(features, weight, bias)), ctx.loss
         with torch.enable_grad():
             leaf = sums.detach().requires_grad_()
             (slopes,) = torch.autograd.grad(loss.loss(leaf), leaf, grads)
         wants_features, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        rows = layer.matrix.to(layer.compute)
-        read = layer.pixels
-        of_features = torch.empty_like(read) if wants_features else None
-        of_weight = torch.zeros(rows.shape, dtype=sums.dtype, device=sums.device) if wants_weight else None
-        of_bias = torch.zeros(weight.shape[:1], dtype=sums.dtype, device=sums.device) if wants_bias else None
+        of_features = torch.empty_like(product.features) if wants_features else None
+        of_weight = sums.new_zeros(product.rows.shape) if wants_weight else None
+        of_bias = sums.new_zeros(product.rows.shape[:1]) if wants_bias else None
         for sample in range(features.shape[0]):
-            for pixels, logits in _blocks(layer, sample):
-                inner = loss.gradient(slopes[:, sample : sample + 1], logits(), sample, pixels)[0]
+            for pixels in product.blocks:
+                grad = slopes[:, sample : sample + 1]
+                inner = loss.gradient(grad, product.logits(sample, pixels), sample, pixels)[0]
                 if of_features is not None:
-                    of_features[sample, :, pixels] = rows.t() @ inner
+                    of_features[sample, :, pixels] = product.rows.t() @ inner
                 if of_weight is not None:
-                    of_weight += (inner @ read[sample, :, pixels].to(layer.compute).t()).to(of_weight.dtype)
+                    of_weight += (inner @ product.read(sample, pixels).t()).to(of_weight.dtype)
                 if of_bias is not None:
                     of_bias += inner.sum(1, dtype=of_bias.dtype)
         return (
@@ -183,6 +180,35 @@ class _LinearLoss(torch.autograd.Function):
         )
 
 
+class _Product(NamedTuple):
+    """The layer as a product of matrices for a block of pixels."""
+
+    features: Tensor  # [B, F, N]
+    rows: Tensor  # [C, F]
+    bias: Tensor | None  # [C, 1]
+
+    @classmethod
+    def of(cls, layer: Layer) -> _Product:
+        compute, bias = layer.compute, layer.bias
+        return cls(layer.pixels, layer.matrix.to(compute), None if bias is None else bias.to(compute).unsqueeze(1))
+
+    @property
+    def blocks(self) -> list[slice]:
+        """The blocks of each sample's pixels."""
+        number = self.features.shape[2]
+        size = max(_LEAST_PIXELS, _BLOCK_BYTES // (self.rows.shape[0] * self.rows.element_size()))
+        return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+    def read(self, sample: int, pixels: slice) -> Tensor:
+        """The features [F, n] of a block, in the type of the product."""
+        return self.features[sample, :, pixels].to(self.rows.dtype)
+
+    def logits(self, sample: int, pixels: slice) -> Tensor:
+        """[1, C, n]."""
+        read = self.read(sample, pixels)
+        return (self.rows @ read if self.bias is None else torch.addmm(self.bias, self.rows, read)).unsqueeze(0)
+
+
 def _without_autocast(layer: Layer, loss: BlockLoss) -> Any:
     with torch.autocast(layer.features.device.type, enabled=False):
         return _LinearLoss.apply(*layer, loss)
@@ -190,19 +216,3 @@ def _without_autocast(layer: Layer, loss: BlockLoss) -> Any:
 
 # Not traced: it loops over any number of blocks, and its backward differentiates the loss of the sums.
 _apply: Any = torch.compiler.disable(_without_autocast)
-
-
-def _blocks(layer: Layer, sample: int) -> Iterator[tuple[slice, Callable[[], Tensor]]]:
-    """The blocks of pixels of a sample, and their logits [1, C, n]."""
-    features, compute = layer.pixels[sample], layer.compute
-    rows = layer.matrix.to(compute)
-    bias = None if layer.bias is None else layer.bias.to(compute).unsqueeze(1)
-    size = max(_LEAST_PIXELS, _BLOCK_BYTES // (rows.shape[0] * rows.element_size()))
-    for start in range(0, features.shape[1], size):
-        pixels = slice(start, min(start + size, features.shape[1]))
-
-        def logits(pixels: slice = pixels) -> Tensor:
-            read = features[:, pixels].to(compute)
-            return (rows @ read if bias is None else torch.addmm(bias, rows, read)).unsqueeze(0)
-
-        yield pixels, logits

@@ -83,24 +83,22 @@ def linear_dice_bce_loss(
         backend=backend,
     )
     _check_options(options)
+    shape = layer.like_logits()
+    pos_weight = checks.per_channel("pos_weight", pos_weight, shape)
+    channel_weight = checks.per_channel("channel_weight", channel_weight, shape)
     if stores_logits(layer, fuse):
         settings = keywords(options, "counts", "groups")
         logits = stored_logits(layer)
         return cast(
             Tensor, dice_bce_loss(logits, target, pos_weight=pos_weight, weight=channel_weight, mask=mask, **settings)
         )
-    shape = layer.like_logits()
     checks.logits_and_target(shape, target)
     mask = checks.full_rank_mask(mask, shape)
     if checks.may_look(target):  # all of it before the first block
         checks.unit(target, mask)
     if mask is not None:  # one spatial dim, as the blocks have
         mask = mask.expand(*mask.shape[:2], *shape.shape[2:]).flatten(2)
-    weights = (
-        checks.per_channel("pos_weight", pos_weight, shape),
-        checks.per_channel("channel_weight", channel_weight, shape),
-    )
-    return linear_loss(layer, _DiceBCE(target.flatten(2), *weights, mask, options))
+    return linear_loss(layer, _DiceBCE(target.flatten(2), pos_weight, channel_weight, mask, options))
 
 
 class _DiceBCE(NamedTuple):

@@ -11,7 +11,7 @@ from ...reference.dice_ce import loss_of_sums
 from ...reference.overlap import OverlapSums
 from ..core import checks, class_checks
 from ..core.fields import checks_of, keywords
-from .dice_ce import dice_ce_loss
+from .dice_ce import check_reduction, dice_ce_loss
 from .dice_ce_backends import Options
 from .linear_blocks import check_layer, linear_loss, stored_logits, stores_logits
 from .softmax_overlap import softmax_overlap_op
@@ -65,8 +65,8 @@ def linear_dice_ce_loss(
         backend: of the sums and gradients of each block, as for `dice_ce_loss`.
 
     Returns:
-        A scalar, or [B] for reduction "none"; float32, or float64 for float64 features. Half-precision features are
-        multiplied in float32 on a CPU, and in their own type on a GPU.
+        A scalar, or [B] for reduction "none"; float32, or float64 for float64 features. Where nothing is stored,
+        half-precision features are multiplied in float32 on a CPU, and in their own type on a GPU.
 
     Differentiable in features, weight and bias, once where nothing is stored. Deterministic. torch.compile runs it
     between two graphs.
@@ -84,7 +84,7 @@ def linear_dice_ce_loss(
     """
     layer = check_layer(features, weight, bias, classes=2)
     checks.tensor("target", target)
-    checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    check_reduction(reduction, batch)
     options = Options(
         ce_weight=ce_weight,
         dice_weight=dice_weight,
@@ -101,23 +101,20 @@ def linear_dice_ce_loss(
         backend=backend,
     )
     _check_options(options)
+    shape = layer.like_logits()
+    class_weight = class_checks.class_weight(class_weight, shape, "class_weight")
     if stores_logits(layer, fuse):
         settings = keywords(options, "counts", "ignore_index")
         logits = stored_logits(layer)
         return cast(
             Tensor, dice_ce_loss(logits, target, weight=class_weight, mask=mask, ignore_index=ignore_index, **settings)
         )
-    if batch and reduction != "mean":
-        raise ValueError(
-            f"`reduction` must be 'mean' with batch=True, because single samples have no loss; got {reduction!r}."
-        )
-    shape = layer.like_logits()
     _, target = class_checks.logits_and_classes(shape, target)
     mask = class_checks.pixel_mask(mask, shape)
     if checks.may_look(target):  # all of it before the first block
         class_checks.check_classes(target, mask, shape, options.ignore_index)
     mask = None if mask is None else mask.expand(shape.shape[0], 1, *shape.shape[2:]).flatten(2)
-    return linear_loss(layer, _DiceCE(target.flatten(2), class_checks.class_weight(class_weight, shape), mask, options))
+    return linear_loss(layer, _DiceCE(target.flatten(2), class_weight, mask, options))
 
 
 class _DiceCE(NamedTuple):
