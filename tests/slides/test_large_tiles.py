@@ -34,7 +34,7 @@ def decodes(monkeypatch):
         return whole(self, raster, wanted)
 
     monkeypatch.setattr(EncodedTileReader, "_decoded", counted)
-    for name in ("_tiles", "_bytes", "use", "most_bytes"):
+    for name in ("_tiles", "_bytes", "use", "_most_bytes"):
         monkeypatch.setattr(decoded_tiles, name, getattr(DecodedTiles(), name))
     return counts
 
@@ -176,6 +176,17 @@ def test_the_cache_is_bounded_in_bytes_and_keeps_what_was_used_last(tmp_path, de
         kept = sum(future.result().nbytes for future in decoded_tiles._tiles.values())
         assert kept == decoded_tiles._bytes <= 2 * tile
     assert sorted(decodes.values()) == [1, 1, 2]  # the tile at 128 was used least when that at 256 came
+
+
+def test_a_smaller_cache_forgets_at_once(tmp_path, decodes, monkeypatch):
+    slide = data.open_slide(_slide(tmp_path / "one.tif", "deflate"))
+    for x in (0, 128, 256):
+        slide.read_region(x, 0, SIZE, SIZE)
+    monkeypatch.setattr(decoded_tiles, "most_bytes", 2 * 128 * 128 * 3)
+    assert len(decoded_tiles._tiles) == 2
+    for x in (128, 256, 0):
+        slide.read_region(x, 0, SIZE, SIZE)
+    assert sorted(decodes.values()) == [1, 1, 2]  # the tile at 0 was used longest ago
 
 
 def test_a_tile_larger_than_the_cache_is_kept_alone(tmp_path, decodes, monkeypatch):

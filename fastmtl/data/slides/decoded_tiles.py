@@ -35,11 +35,22 @@ class DecodedTiles:
     """
 
     def __init__(self, most_bytes: int = 2**28) -> None:
-        self.most_bytes = most_bytes
+        self._most_bytes = most_bytes
         self._tiles: OrderedDict[_Key, Future[Pixels]] = OrderedDict()
         self._lock = Lock()
         self._bytes = 0
         self.use = TileUse(0, 0)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of pixels that are kept; setting it forgets what is too much."""
+        return self._most_bytes
+
+    @most_bytes.setter
+    def most_bytes(self, value: int) -> None:
+        with self._lock:
+            self._most_bytes = value
+            self._forget()
 
     def read(
         self,
@@ -84,10 +95,14 @@ class DecodedTiles:
         with self._lock:
             future.set_result(pixels)
             self._bytes += pixels.nbytes
-            for other in [other for other, kept in self._tiles.items() if kept.done() and other != key]:
-                if self._bytes <= self.most_bytes:
-                    break
-                self._bytes -= self._tiles.pop(other).result().nbytes
+            self._forget(but=key)
+
+    def _forget(self, but: _Key | None = None) -> None:
+        """Forget the tiles that were used longest ago, as far as there are too many bytes; with the lock."""
+        for key in [key for key, kept in self._tiles.items() if kept.done() and key != but]:
+            if self._bytes <= self._most_bytes:
+                break
+            self._bytes -= self._tiles.pop(key).result().nbytes
 
     def _give_up(self, raster: Raster, items: Sequence[Wanted], error: BaseException) -> None:
         with self._lock:
