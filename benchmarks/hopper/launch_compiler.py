@@ -51,7 +51,7 @@ class LaunchCompiler:
                 kernel = launch(function, *arguments, grid=grid, warmup=True, **options)
             except Exception as error:  # the launches after it must be compiled too
                 lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-                self.failures.append((function.__name__, " | ".join(lines[-3:])))
+                self.failures.append((function.__name__, " | ".join(lines[-3:]) or type(error).__name__))
                 return None
             self.launches.append((function.__name__, grid, kernel))
             return kernel

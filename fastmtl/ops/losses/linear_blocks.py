@@ -135,7 +135,10 @@ def stored_logits(layer: Layer) -> Tensor:
 
 def linear_loss(layer: Layer, loss: BlockLoss) -> Tensor:
     """The loss of the layer's logits. Differentiable once, in features, weight and bias; deterministic."""
-    return _apply(layer, loss)
+    if torch.compiler.is_compiling():
+        # Not traced: it loops over any number of blocks, and its backward differentiates the loss of the sums.
+        return torch.compiler.disable(_without_autocast)(layer, loss)
+    return _without_autocast(layer, loss)
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -212,7 +215,3 @@ class _Product(NamedTuple):
 def _without_autocast(layer: Layer, loss: BlockLoss) -> Any:
     with torch.autocast(layer.features.device.type, enabled=False):
         return _LinearLoss.apply(*layer, loss)
-
-
-# Not traced: it loops over any number of blocks, and its backward differentiates the loss of the sums.
-_apply: Any = torch.compiler.disable(_without_autocast)
