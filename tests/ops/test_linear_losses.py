@@ -214,7 +214,7 @@ def test_no_tensor_of_the_size_of_the_logits_is_made(monkeypatch):
 
 def test_logits_of_small_features_are_stored(monkeypatch):
     calls = []
-    monkeypatch.setattr(linear_blocks, "_apply", lambda *given: calls.append(given) or torch.zeros(()))
+    monkeypatch.setattr(linear_blocks, "_without_autocast", lambda *given: calls.append(given) or torch.zeros(()))
     features, of_40 = 2 * 5 * 20 * 31 * 4, 2 * 40 * 20 * 31 * 4
     limits = (2, features, 1), (2, features + 1, 0), (40, of_40, 1), (40, of_40 + 1, 0)
     for channels, small, expected in limits:
