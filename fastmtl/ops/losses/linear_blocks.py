@@ -137,7 +137,8 @@ def linear_loss(layer: Layer, loss: BlockLoss) -> Tensor:
     """The loss of the layer's logits. Differentiable once, in features, weight and bias; deterministic."""
     if torch.compiler.is_compiling():
         # Not traced: it loops over any number of blocks, and its backward differentiates the loss of the sums.
-        return torch.compiler.disable(_without_autocast)(layer, loss)
+        not_traced: Any = torch.compiler.disable(_without_autocast)
+        return not_traced(layer, loss)
     return _without_autocast(layer, loss)
 
 
