@@ -87,7 +87,9 @@ class BuildPerInstructionSet(build_ext):
         with ThreadPoolExecutor(self.parallel or 2) as pool:
             objects = [name for names in pool.map(compile_one, jobs) for name in names]
         if nvcc is not None:
-            objects += [self.compile_cuda(nvcc, source) for source in sorted(CSRC.rglob("*.cu"))]
+            if not (sources := sorted(CSRC.rglob("*.cu"))):
+                raise SystemExit(f"{CSRC} has no CUDA sources: this copy of fastmtl is not whole")
+            objects += [self.compile_cuda(nvcc, source) for source in sources]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=[*libraries, "-pthread"])

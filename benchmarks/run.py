@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from fastmtl.training.run_dir import environment
+from fastmtl.utils.optional_imports import install_extra
 
 from . import load_cases, store, table
 from .machine import contender_version, device_name, instructions
@@ -226,7 +227,7 @@ def _plot(path: Path) -> int:
     except store.BrokenFile as error:
         return _complain(str(error))
     except ImportError as missing:
-        return _complain(f"--plot needs {missing.name}: pip install 'fastmtl[bench]'")
+        return _complain(f"--plot needs {missing.name}: {install_extra('bench')}")
     print("\n".join(map(str, pictures)) or f"{path} has no row with figures.")
     return int(not pictures)
 

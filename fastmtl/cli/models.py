@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import models
+from ..utils.optional_imports import DISTRIBUTION
 from .arguments import Parser
 
 
@@ -37,7 +38,7 @@ def rows() -> list[dict[str, Any]]:
             "strides": list(info.strides),
             "paper": info.paper,
             "summary": info.summary,
-            "install": f"fastmtl[{info.extra}]" if info.extra else "",
+            "install": f"{DISTRIBUTION}[{info.extra}]" if info.extra else "",
             "tiny": dict(info.tiny),
         }
         for label, row in info.rows.items():

@@ -46,7 +46,7 @@ class ModelInfo:
         summary: the network in one line.
         paper: its source.
         channels, strides: of the encoder's feature maps, finest first, at full size.
-        extra: the optional dependency it needs, as in pip install 'fastmtl[EXTRA]'; empty for none.
+        extra: the optional dependency it needs, as in pip install 'fastmtl-engine[EXTRA]'; empty for none.
         rows: configurations trained in the paper: label -> tasks and number of parameters.
         tiny: the options of the preset "tiny", which trains on a CPU in seconds.
     """

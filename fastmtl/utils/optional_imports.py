@@ -7,6 +7,9 @@ from types import ModuleType
 
 from ..errors import UserError
 
+DISTRIBUTION = "fastmtl-engine"
+"""What pip installs; on the package index, `fastmtl` is another project."""
+
 _EXTRAS = {
     "train": (
         *("PIL", "imagecodecs", "numba", "nvidia", "rich", "safetensors", "sklearn", "tensorboard", "tifffile"),
@@ -26,14 +29,23 @@ class MissingExtra(UserError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
 
 
+def install_extra(extra: str) -> str:
+    """The command that installs an extra.
+
+    >>> install_extra("wsi")
+    "pip install 'fastmtl-engine[wsi]'"
+    """
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
 def install_command(module: str) -> str:
     """The command that installs `module`; "" if no extra has it.
 
     >>> install_command("timm.models")
-    "pip install 'fastmtl[models]'"
+    "pip install 'fastmtl-engine[models]'"
     """
     package = module.split(".")[0]
-    return next((f"pip install 'fastmtl[{extra}]'" for extra, packages in _EXTRAS.items() if package in packages), "")
+    return next((install_extra(extra) for extra, packages in _EXTRAS.items() if package in packages), "")
 
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:
@@ -44,4 +56,4 @@ def require(module: str, purpose: str, extra: str = "train") -> ModuleType:
         package = module.split(".")[0]
         if error.name is None or error.name.split(".")[0] != package:
             raise  # a dependency of the package is missing: its own message is right
-        raise MissingExtra(f"{purpose} needs {package}; install it with: pip install 'fastmtl[{extra}]'") from error
+        raise MissingExtra(f"{purpose} needs {package}; install it with: {install_extra(extra)}") from error

@@ -116,14 +116,15 @@ def test_extras_are_those_of_the_project():
         for requirement in declared[extra]:
             name = re.match(r"[\w.-]+", requirement)[0]
             if name != "openslide-bin":  # openslide imports it
-                assert optional_imports.install_command(modules.get(name, name)) == f"pip install 'fastmtl[{extra}]'", (
-                    name
-                )
+                assert (
+                    optional_imports.install_command(modules.get(name, name))
+                    == f"pip install 'fastmtl-engine[{extra}]'"
+                ), name
     for path in (ROOT / "fastmtl").rglob("*.py"):
         for module, given in re.findall(
             r'\brequire\(\s*"([\w.]+)",[^()]*?"[^"]*"(?:,\s*(?:extra=)?"(\w+)")?', path.read_text()
         ):
-            assert optional_imports.install_command(module) == f"pip install 'fastmtl[{given or 'train'}]'", (
+            assert optional_imports.install_command(module) == f"pip install 'fastmtl-engine[{given or 'train'}]'", (
                 f"{path}: {module}"
             )
 
@@ -131,8 +132,8 @@ def test_extras_are_those_of_the_project():
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        ("numba", "numba is not installed: pip install 'fastmtl[train]'"),
-        ("scipy", "scipy is not installed: pip install 'fastmtl[models]'"),
+        ("numba", "numba is not installed: pip install 'fastmtl-engine[train]'"),
+        ("scipy", "scipy is not installed: pip install 'fastmtl-engine[models]'"),
         ("somebodys", "No module named 'somebodys'"),
     ],
 )

@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Dataset:
 
 
 def test_a_missing_extra_is_named_with_its_command():
-    with pytest.raises(ImportError, match=r"reading moons needs moonlib; .*pip install 'fastmtl\[train\]'"):
+    with pytest.raises(ImportError, match=r"reading moons needs moonlib; .*pip install 'fastmtl-engine\[train\]'"):
         require("moonlib.phases", "reading moons")
 
 

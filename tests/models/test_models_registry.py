@@ -140,7 +140,9 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, capsys):
     monkeypatch.setattr(optional_imports.importlib, "import_module", missing)
     for name, package in (("mask2tasks", "transformers"), ("coat_daformer", "timm"), ("unet", "segmentation_models")):
         tasks = next(iter(models.model_info(name).rows.values())).tasks
-        with pytest.raises(ImportError, match=rf"needs {package}\w*; install it with: pip install 'fastmtl\[models\]'"):
+        with pytest.raises(
+            ImportError, match=rf"needs {package}\w*; install it with: pip install 'fastmtl-engine\[models\]'"
+        ):
             models.create_model(name, tasks)
 
 
@@ -277,8 +279,8 @@ def test_fastmtl_models_as_table_and_json(capsys):
     mask2tasks = next(row for row in rows if row["model"] == "mask2tasks")
     assert mask2tasks["strides"] == [4, 8, 16, 32]
     assert mask2tasks["parameters"] == 47_633_667
-    assert mask2tasks["install"] == "fastmtl[models]"
+    assert mask2tasks["install"] == "fastmtl-engine[models]"
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out
     assert "47.63 M" in shown
-    assert "fastmtl[" in shown
+    assert "fastmtl-engine[" in shown

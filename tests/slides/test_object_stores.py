@@ -31,7 +31,7 @@ def test_a_slide_of_an_object_store(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "how"), [("Install s3fs to access S3", r": pip install 'fastmtl\[remote\]'"), ("x", "")]
+    ("said", "how"), [("Install s3fs to access S3", r": pip install 'fastmtl-engine\[remote\]'"), ("x", "")]
 )
 def test_a_missing_package_of_a_store_is_one_line(said, how, monkeypatch):
     fsspec = pytest.importorskip("fsspec")

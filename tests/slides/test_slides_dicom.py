@@ -133,7 +133,7 @@ def test_an_indexed_slide_opens_without_its_headers(tmp_path, monkeypatch):
         assert slide.associated("label").shape == (64, 64, 3)
     content = (folder / "level-1.dcm").read_bytes()
     (folder / "level-1.dcm").unlink()
-    with pytest.raises(ImportError, match=r"pip install 'fastmtl\[dicom\]'"):  # it is scanned again
+    with pytest.raises(ImportError, match=r"pip install 'fastmtl-engine\[dicom\]'"):  # it is scanned again
         data.open_slide(folder)
     monkeypatch.undo()
     assert len(data.open_slide(folder).levels) == 1

@@ -293,5 +293,5 @@ def test_an_open_slide_that_became_another_is_not_read(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     path = write_zarr(tmp_path / "a.zarr", PIXELS)
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ImportError, match=r"opening OME-Zarr slides needs zarr; .* 'fastmtl\[zarr\]'"):
+    with pytest.raises(ImportError, match=r"opening OME-Zarr slides needs zarr; .* 'fastmtl-engine\[zarr\]'"):
         data.open_slide(path)

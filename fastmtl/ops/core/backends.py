@@ -11,10 +11,12 @@ import importlib
 import importlib.util
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,15 +33,31 @@ class BackendError(UserError, RuntimeError):
     """The requested backend cannot run these inputs here."""
 
 
+_PACKAGE = Path(__file__).parents[2]
+
+
 @cache
 def _load_extension() -> ModuleType | str:
     """The compiled extension, or why it is missing."""
     try:
-        return importlib.import_module("fastmtl._C")
+        module = importlib.import_module("fastmtl._C")
     except ModuleNotFoundError:
-        return "fastmtl._C is not built: reinstall fastmtl on a machine with a C++17 compiler"
+        return _not_built(_PACKAGE)
     except ImportError as error:  # built, but a dependency is missing; the error names it
         return f"fastmtl._C does not load: {error}"
+    # An editable install of another clone offers its own, built from other code.
+    return module if Path(str(module.__file__)).resolve().parent == _PACKAGE.resolve() else _not_built(_PACKAGE)
+
+
+def _not_built(package: Path) -> str:
+    """Why there is no extension: Python that starts in a clone imports its code, built or not."""
+    clone = package.parent
+    if not (clone / "setup.py").is_file():
+        return "fastmtl._C is not built: reinstall fastmtl on a machine with a C++17 compiler"
+    build = f"`python setup.py build_ext --inplace` in {clone} builds it"
+    if any(any(Path(folder).glob("fastmtl/_C*.so")) for folder in sys.path):
+        build = f"start Python in another folder to use the installed fastmtl, or {build}"
+    return f"fastmtl._C is not built in {clone}, whose code is imported: {build}"
 
 
 def extension() -> ModuleType:
