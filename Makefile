@@ -4,7 +4,7 @@ BIN := .venv/bin
 # torch is named first, in the same command as everything else: a package that needs torch would bring another build.
 # pip takes a CPU build of it where it is offered one (see docs/install.md).
 
-.PHONY: setup demo test test-fast test-all fuzz chaos lint bench clean
+.PHONY: setup demo test test-fast test-all fuzz chaos lint site bench clean
 
 setup: .venv/.done
 
@@ -45,6 +45,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
+
+# The documentation as web pages, in build/site; a broken link is an error.
+site: setup
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
