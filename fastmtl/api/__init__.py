@@ -13,6 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .loaded_run import LoadedRun as LoadedRun
+    from .loaded_run import load as load
     from .runs import MapOptions as MapOptions
     from .runs import analyse as analyse
     from .runs import predict as predict
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("train", "resume"), "training"),
     "evaluate": "scoring",
+    **dict.fromkeys(("LoadedRun", "load"), "loaded_run"),
     **dict.fromkeys(("MapOptions", "predict", "analyse", "report"), "runs"),
 }
-__all__ = ["MapOptions", "analyse", "evaluate", "predict", "report", "resume", "train"]
+__all__ = ["LoadedRun", "MapOptions", "analyse", "evaluate", "load", "predict", "report", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

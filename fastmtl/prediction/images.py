@@ -6,7 +6,7 @@ images are unknown). Auxiliary tasks (images, embeddings, auxiliary maps) are om
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,61 +79,76 @@ def finish_images(out: Path, files: Mapping[str, Path], damaged: Mapping[str, st
     rewrite(out / QUARANTINE, "image")
 
 
-@torch.inference_mode()
 def write_predictions(
     model: nn.Module,
     tasks: Sequence[Any],
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     tiles: Sequence[data.Tile],
     out: Path,
     rank: int = 0,
 ) -> int:
     """Write `out`/TASK/IMAGE.png and add to this rank's lines of `out`; returns how many images were predicted."""
-    by_id = {tile.id: tile.image for tile in tiles}
     out.mkdir(parents=True, exist_ok=True)
-    model.eval()
     count = 0
-    for batch in batches:
-        outputs, lines = model(batch), []
-        for row, name in enumerate(batch.ids):
-            width, height = data.picture_size(by_id[name])
-            record: JsonObject = {"image": name}
-            for task in tasks:
-                found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
-                if found is not None:
-                    record[entry_name(task.name, ["image"])] = found
-            lines.append(record)
+    for found in predictions(model, tasks, batches, tiles):
+        lines = []
+        for name, answers in found.items():
+            written = {entry_name(task, ["image"]): _written(value, out, task, name) for task, value in answers.items()}
+            lines.append({"image": name} | written)
         append_lines(out / LINES, lines, rank)
         count += len(lines)
     return count
 
 
-def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str) -> JsonObject | None:
+@torch.inference_mode()
+def predictions(
+    model: nn.Module, tasks: Sequence[Any], batches: Iterable[Batch], tiles: Sequence[data.Tile]
+) -> Iterator[dict[str, dict[str, JsonObject]]]:
+    """Of each batch: the image's id -> task -> its answer in JSON types, with maps as uint8 tensors [H, W] of the
+    image's size; without auxiliary tasks."""
+    by_id = {tile.id: tile.image for tile in tiles}
+    model.eval()
+    for batch in batches:
+        outputs, found = model(batch), {}
+        for row, name in enumerate(batch.ids):
+            width, height = data.picture_size(by_id[name])
+            answers = {task.name: _answer(task, row_of(outputs[task.name], row), (height, width)) for task in tasks}
+            found[name] = {task: value for task, value in answers.items() if value is not None}
+        yield found
+
+
+def _answer(task: Any, output: Any, size: tuple[int, int]) -> JsonObject | None:
     kind = task.output.kind
     if kind == "map":
         logits = F.interpolate(output, size, mode="bilinear", align_corners=False)
-        return _write_maps(task, task.predict(logits), out, name)
+        return _maps(task, task.predict(logits))
     if kind == "queries":
-        return _write_maps(task, task.scores(output, size).argmax(1, keepdim=True).to(torch.uint8), out, name)
+        return _maps(task, task.scores(output, size).argmax(1, keepdim=True).to(torch.uint8))
     return answer(task, output, (0, 0, size[1], size[0]))
 
 
-def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> JsonObject:
+def _maps(task: Any, found: Tensor) -> JsonObject:
     """One structure: a mask of 0 and 255. Several overlapping structures: a mask each. Classes: one map of indices."""
     structures = getattr(task, "structures", (task.name,))
     if found.dtype != torch.bool and len(structures) > 2:
         shares = {one: (found == index).float().mean().item() for index, one in enumerate(structures)}
-        return {"classes": _write(found[0, 0], out, f"{task.name}/{name}"), "shares": shares}
-    if found.shape[1] > 1:
-        return {
-            one: _write_mask(found[0, channel], out, f"{task.name}/{file_name(one)}/{name}")
-            for channel, one in enumerate(structures)
-        }
-    return _write_mask(found[0, 0].bool(), out, f"{task.name}/{name}")
+        return {"classes": found[0, 0].cpu().to(torch.uint8), "shares": shares}
+    masks = [_mask(found[0, channel].bool()) for channel in range(found.shape[1])]
+    return dict(zip(structures, masks, strict=True)) if len(masks) > 1 else masks[0]
 
 
-def _write_mask(mask: Tensor, out: Path, name: str) -> JsonObject:
-    return {"mask": _write(mask * 255, out, name), "foreground": mask.float().mean().item()}
+def _mask(mask: Tensor) -> JsonObject:
+    return {"mask": mask.cpu().to(torch.uint8) * 255, "foreground": mask.float().mean().item()}
+
+
+def _written(answer: Any, out: Path, folder: str, name: str) -> Any:
+    """The answer with its maps written, as their files; those of a structure are in a folder of its name."""
+    if isinstance(answer, Tensor):
+        return _write(answer, out, f"{folder}/{name}")
+    if not isinstance(answer, dict):
+        return answer
+    within = {key: f"{folder}/{file_name(key)}" if isinstance(value, dict) else folder for key, value in answer.items()}
+    return {key: _written(value, out, within[key], name) for key, value in answer.items()}
 
 
 def _write(pixels: Tensor, out: Path, name: str) -> str:
@@ -143,5 +158,5 @@ def _write(pixels: Tensor, out: Path, name: str) -> str:
     path = inside(out, name).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        Image.fromarray(pixels.cpu().to(torch.uint8).numpy()).save(partial, "PNG")
+        Image.fromarray(pixels.numpy()).save(partial, "PNG")
     return path.relative_to(out).as_posix()

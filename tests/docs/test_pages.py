@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.pages import Block, blocks, claim, is_of_a_loop
+from helpers.runs import untrained
 from helpers.slides import tissue_like, write_tiff
 from helpers.tiles import random_pixels, write_folder, write_image
 from PIL import Image
 
+import fastmtl
 from fastmtl import data
 from fastmtl.builders import components, datasets, stains
 from fastmtl.cli import main
@@ -43,6 +45,7 @@ RANKS_RECIPE = _block("distributed.md", "[distributed]")
 TORCHRUN = _block("distributed.md", "torchrun")
 REPRODUCE = _block("papers.md", "fastmtl reproduce")
 PREDICT = [_block("prediction.md", words) for words in ("a folder of slides", "torchrun", "--min-area")]
+LOADED = _block("prediction.md", "fastmtl.load")
 BASE_RECIPE = _block("recipes.md", "without = ")
 SLIDE = _block("slides.md", "open_slide")
 _block("slides.md", "fastmtl prepare")  # tests/slides/test_five_formats.py runs them
@@ -120,6 +123,15 @@ def test_training_from_python(folders):
     exec(PYTHON.text.replace('{"training": {"epochs": 3}}', small), scope)
     assert scope["summary"]["tasks"].keys() == scope["scores"]["tasks"].keys()
     assert Path("runs/python/report.html").is_file()
+
+
+def test_a_run_from_python(here):
+    untrained(Path("runs/mine"))
+    write_image(Path("tile.png"), np.zeros((40, 50, 3), np.uint8))
+    scope = {"fastmtl": fastmtl}
+    exec(LOADED.text, scope)
+    assert scope["found"]["segmentation"]["mask"].shape == (40, 50)
+    assert sum(scope["found"]["classification"]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_recipe_with_grades_that_are_numbers(folders):
