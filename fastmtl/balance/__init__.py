@@ -3,11 +3,13 @@
 from ..distributed import global_losses as global_losses
 from .cagrad import CAGrad as CAGrad
 from .du_gate import DuGate as DuGate
+from .excess_mtl import ExcessMTL as ExcessMTL
 from .fair import FairGrad as FairGrad
 from .fair import NashMTL as NashMTL
 from .famo import FAMO as FAMO
 from .feature_cut import cut as cut
 from .fused_step import FusedStep as FusedStep
+from .go4align import GO4Align as GO4Align
 from .graddrop import GradDrop as GradDrop
 from .gradient_ema import DBMTL as DBMTL
 from .gradient_ema import MoCo as MoCo
@@ -15,6 +17,8 @@ from .gradnorm import GradNorm as GradNorm
 from .gradvac import GradVac as GradVac
 from .linear import Linear as Linear
 from .mgda import MGDA as MGDA
+from .modo import MoDo as MoDo
+from .momentum_config import MomentumConFIG as MomentumConFIG
 from .pcgrad import PCGrad as PCGrad
 from .registry import create_balancer as create_balancer
 from .registry import list_balancers as list_balancers
@@ -26,6 +30,7 @@ from .static_weights import DWA as DWA
 from .static_weights import RLW as RLW
 from .static_weights import Constant as Constant
 from .static_weights import Decay as Decay
+from .stch import STCH as STCH
 from .uncertainty import GLS as GLS
 from .uncertainty import IMTLL as IMTLL
 from .uncertainty import Uncertainty as Uncertainty

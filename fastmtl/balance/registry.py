@@ -8,8 +8,10 @@ from typing import Any
 from ..utils.suggestions import check_options, nearest
 from .cagrad import CAGrad
 from .du_gate import DuGate
+from .excess_mtl import ExcessMTL
 from .fair import FairGrad, NashMTL
 from .famo import FAMO
+from .go4align import GO4Align
 from .graddrop import GradDrop
 from .gradient_balancer import GradientBalancer
 from .gradient_ema import DBMTL, MoCo
@@ -18,10 +20,13 @@ from .gradvac import GradVac
 from .linear import Linear
 from .loss_base import LossBalancer
 from .mgda import MGDA
+from .modo import MoDo
+from .momentum_config import MomentumConFIG
 from .pcgrad import PCGrad
 from .sdmgrad import SDMGrad
 from .spectral import IMTLG, AlignedMTL, ConFIG
 from .static_weights import DWA, RLW, Constant, Decay
+from .stch import STCH
 from .uncertainty import GLS, IMTLL, Uncertainty
 from .upgrad import UPGrad
 
@@ -34,9 +39,11 @@ _BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {
     "decay": Decay,
     "du_gate": DuGate,
     "dwa": DWA,
+    "excess_mtl": ExcessMTL,
     "fairgrad": FairGrad,
     "famo": FAMO,
     "gls": GLS,
+    "go4align": GO4Align,
     "graddrop": GradDrop,
     "gradnorm": GradNorm,
     "gradvac": GradVac,
@@ -45,10 +52,13 @@ _BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {
     "linear": Linear,
     "mgda": MGDA,
     "moco": MoCo,
+    "modo": MoDo,
+    "momentum_config": MomentumConFIG,
     "nash_mtl": NashMTL,
     "pcgrad": PCGrad,
     "rlw": RLW,
     "sdmgrad": SDMGrad,
+    "stch": STCH,
     "uncertainty": Uncertainty,
     "upgrad": UPGrad,
 }

@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 
 from ..ops.core.backends import Implementation, choose, register
-from .gradient_balancer import GradientBalancer
+from .batch_pairs import BatchPairs
 from .gramian import given_weights, gramian, mask_inactive, project_on_simplex
 
 
-class SDMGrad(GradientBalancer):
+class SDMGrad(BatchPairs):
     """Direction-oriented multi-objective learning of Xiao et al., NeurIPS 2023, algorithm 1.
 
     v descends on the simplex along A (v + strength u), and w = (v + strength u) / (1 + strength). A = J1 J2^T holds the
-    inner products of gradients from independent batches: with the same batch in J1 and J2, noise would bias the
-    diagonal. Micro-batches (`last=False`) serve as independent batches: for n of them A is the mean over all pairs,
-    (Gram(sum) - sum Gram) n / (n - 1), computed from n Gram matrices and one more K x P buffer. A step with one batch
-    uses its biased Gram matrix. All micro-batches of a step must have the same `scale`.
+    inner products of gradients from independent batches: give it two or more micro-batches (`last=False`) per step,
+    with the same `scale`. A step with one batch uses its biased Gram matrix.
 
     Args:
         strength: lambda, the pull towards the direction u; 0.3 in the authors' experiments and LibMTL.
@@ -35,8 +33,6 @@ class SDMGrad(GradientBalancer):
     """
 
     state_names = ("point",)
-    strategies = ("sequential", "batched")
-    sums_rows = False
 
     def __init__(
         self,
@@ -60,9 +56,6 @@ class SDMGrad(GradientBalancer):
         super().__init__()
         self.strength, self.lr, self.momentum, self.steps, self._given = strength, lr, momentum, steps, weights
         self._point: Tensor | None = None  # v [K]
-        self._before: Tensor | None = None  # [K, P], the rows after the previous micro-batch
-        self._grams: Tensor | None = None  # [K, K], the sum of the micro-batches' Gram matrices
-        self._batches = 0
 
     def __repr__(self) -> str:
         rest = f"lr={self.lr}, momentum={self.momentum}, steps={self.steps}"
@@ -84,33 +77,6 @@ class SDMGrad(GradientBalancer):
         # A skipped step changes no state, and a task without labels keeps its entry of v.
         start.copy_(torch.where(A.isfinite().all() & active, v, start))
         return mask_inactive((v + pull) / (1 + self.strength), A, active)
-
-    def _between(self) -> None:
-        self._split = self._ranks.splits
-        self._take(self._ranks.copied(self._arena))
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._batches = 0
-
-    def _take(self, rows: Tensor) -> None:
-        """Add the newest micro-batch's Gram matrix."""
-        if self._batches == 0 or self._before is None or self._grams is None:
-            self._grams, self._before = super()._gram(rows), rows.clone()
-        else:
-            self._grams = self._grams + super()._gram(torch.sub(rows, self._before, out=self._before))
-            self._before.copy_(rows)
-        self._batches += 1
-
-    def _gram(self, J: Tensor) -> Tensor:
-        whole = super()._gram(J)
-        if self._batches == 0:
-            return whole
-        self._take(J)
-        assert self._grams is not None
-        A = (whole - self._grams) * (self._batches / (self._batches - 1))
-        self._batches, self._before = 0, None
-        return A
 
 
 def _descend(A: Tensor, pull: Tensor, active: Tensor, start: Tensor, lr: float, momentum: float, steps: int) -> Tensor:

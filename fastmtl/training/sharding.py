@@ -39,7 +39,7 @@ def why_not(
     name, kind = type(balancer).__name__, type(optimizer)
     watched = config.gradient_stats_every and not getattr(balancer, "sees_gradients", False)
     problems = {
-        f"{name}'s averages of the gradients cannot be divided": getattr(balancer, "split_state", ()),
+        f"{name}'s averages or sums of the gradients cannot be divided": getattr(balancer, "split_state", ()),
         getattr(balancer, "why_not_sharded", str)(): True,
         "the momentum encoder cannot follow a divided encoder": any(
             isinstance(module, MomentumQueue) for module in model.modules()

@@ -186,16 +186,27 @@ def test_imtl_gs_rank_tolerance_bounds_its_weights():
         ("constant", {"weight": -1.0}, "weight"),
         ("db_mtl", {"beta": 2.0}, "beta"),
         ("dwa", {"temperature": 0.0}, "temperature"),
+        ("excess_mtl", {"lr": 0.0}, "lr"),
+        ("excess_mtl", {"warmup": 0}, "warmup"),
         ("fairgrad", {"alpha": 0.0}, "alpha"),
         ("famo", {"lr": -1.0}, "lr"),
+        ("go4align", {"groups": 0}, "groups"),
+        ("go4align", {"lr": -1.0}, "lr"),
         ("graddrop", {"leak": 2.0}, "leak"),
         ("gradnorm", {"alpha": -1.0}, "alpha"),
         ("gradnorm", {"exponent": 2}, "exponent"),
         ("gradvac", {"beta": 1.5}, "beta"),
         ("mgda", {"normalization": "l1"}, "normalization"),
         ("moco", {"gamma": -1.0}, "gamma"),
+        ("modo", {"lr": 0.0}, "lr"),
+        ("modo", {"rho": -0.1}, "rho"),
+        ("momentum_config", {"beta1": 1.0}, "beta1"),
+        ("momentum_config", {"beta2": 1.0}, "beta2"),
+        ("momentum_config", {"rtol": -1.0}, "rtol"),
         ("nash_mtl", {"max_norm": 0.0}, "max_norm"),
         ("sdmgrad", {"momentum": 1.0}, "momentum"),
+        ("stch", {"mu": 0.0}, "mu"),
+        ("stch", {"warmup": -1}, "warmup"),
         ("uncertainty", {"forms": "ranking"}, "forms"),
         ("uncertainty", {"log": "sigma"}, "log"),
     ],
@@ -205,7 +216,7 @@ def test_options_out_of_range(method, options, argument):
         balance.create_balancer(method, **options)
 
 
-@pytest.mark.parametrize("method", ["aligned_mtl", "config_grad", "upgrad", "sdmgrad"])
+@pytest.mark.parametrize("method", ["aligned_mtl", "config_grad", "momentum_config", "upgrad", "sdmgrad"])
 def test_given_weights_are_of_the_tasks(method):
     J = gradients(2, 8, seed=0, **DOUBLE)
     losses = {"a": torch.ones(()), "b": torch.ones(())}

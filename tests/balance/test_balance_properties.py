@@ -47,14 +47,14 @@ def test_renaming_the_tasks_renames_the_weights(method):
 
 
 # w(s^2 G) = s^power w(G)
-POWERS = {"fairgrad": -4 / 3, "moco": None, "nash_mtl": -1.0}
+POWERS = {"fairgrad": -4 / 3, "moco": None, "modo": None, "nash_mtl": -1.0}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scaling_the_gradients(method):
     power = POWERS.get(method, 0.0)
     if power is None:
-        pytest.skip("MoCo's step on w is proportional to G")
+        pytest.skip("its step on w is proportional to G")
     J = gradients(4, 20, seed=4, **DOUBLE)
     for scale in (2.0**-40, 2.0**40):
         G = J @ J.T

@@ -64,13 +64,13 @@ def test_overlap_changes_no_bit(results, method):
     assert all(difference(rank[f"overlap-{method}"]) == 0 for rank in results)
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "db_mtl", "famo", "gradvac", "uncertainty"])
+@pytest.mark.parametrize("name", two_ranks.RESUMED)
 def test_resume(results, name):
     """Bit for bit; each rank loads its own state."""
     assert all(difference(rank[f"resume-{name}"]) == 0 for rank in results)
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"])
+@pytest.mark.parametrize("name", two_ranks.SHARDED)
 def test_fsdp2(results, name):
     check(results, f"fsdp-{name}", LOOSE.get(name, 1e-12))
 

@@ -22,10 +22,13 @@ METHODS = balance.list_balancers()
 PAGE = DOCS / "balancing.md"
 HALF = {"rtol": 0.0, "atol": 0.05}  # of the largest element, for bfloat16
 
+PAIRS = "micro-batches are the independent batches it compares: not equal to one batch"
 # (method, condition) -> why the cell is no plain yes.
 EXCEPTIONS = {
-    ("sdmgrad", "accumulation"): "micro-batches are the independent batches it compares: not equal to one batch",
+    ("modo", "accumulation"): PAIRS,
+    ("sdmgrad", "accumulation"): PAIRS,
     ("gradnorm", "checkpointing"): "with use_reentrant=False; reentrant checkpoints are refused by name",
+    ("momentum_config", "AMP"): "of the direction; the update divides it by its size, so elements near 0 change sign",
 }
 CONDITIONS: dict[str, Callable[[str], None]] = {}
 
@@ -38,9 +41,9 @@ def condition(name: str):
     return register
 
 
-def after(method: str, steps: list[Callable[[Model], dict[str, Tensor]]], *, dtype=torch.float64, **options):
-    """The gradients and weights after each step."""
-    model, balancer, left = Model(dtype), balance.create_balancer(method), []
+def after(method: str, steps: list[Callable[[Model], dict[str, Tensor]]], *, dtype=torch.float64, of=None, **options):
+    """The gradients and weights after each step; `of` are the balancer's options."""
+    model, balancer, left = Model(dtype), balance.create_balancer(method, **(of or {})), []
     for losses in steps:
         model.zero_grad()
         log = balancer.backward(losses(model), shared_of(model), **options)
@@ -61,8 +64,9 @@ def autocast(method: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return losses_of(model, inputs(torch.float32, seed=1))
 
-    (found,) = after(method, [half], dtype=torch.float32)
-    (expected,) = after(method, [plain(1, torch.float32)], dtype=torch.float32)
+    of = {"beta2": None} if (method, "AMP") in EXCEPTIONS else None
+    (found,) = after(method, [half], dtype=torch.float32, of=of)
+    (expected,) = after(method, [plain(1, torch.float32)], dtype=torch.float32, of=of)
     size = max(grad.abs().max() for grad in expected[:-1] if grad is not None)
     for ours, exact in zip(found[:-1], expected[:-1], strict=True):
         assert (ours is None) == (exact is None)

@@ -145,6 +145,39 @@ def test_sdmgrad():
         torch.testing.assert_close(our.weights(A, {}), their(A), rtol=1e-6, atol=1e-9)
 
 
+def test_modo():
+    their, our = aggregation.MoDoWeighting(gamma=0.05, rho=0.2), balance.MoDo(0.05, rho=0.2)
+    for number in range(5):
+        J = gradients(4, 9, seed=number, dtype=torch.float64)
+        A = J @ (J + 0.3 * J.roll(1, 1)).T
+        torch.testing.assert_close(our.weights(A, {}), their(A), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_excess_mtl(warmup):
+    """Theirs adds 1e-7 to the baseline, and its weights sum to 1."""
+    their = aggregation.ExcessMTLWeighting(robust_step_size=0.5, n_warmup_steps=warmup)
+    our, parameter = balance.ExcessMTL(0.5, warmup=warmup), nn.Parameter(torch.zeros(20, dtype=torch.float64))
+    for number in range(6):
+        J = gradients(4, 20, seed=number, dtype=torch.float64)
+        w = our.backward({f"task{k}": row @ parameter for k, row in enumerate(J)}, [parameter])["weights"]
+        torch.testing.assert_close(w / 4, their(J), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.01, 1.0])
+def test_stch(mu):
+    values = torch.tensor([0.5, 2.0, 1.99], dtype=torch.float64)
+    preference, best = [0.2, 0.3, 0.5], [0.1, 0.2, 0.3]
+    given = {name: torch.tensor(one).double() for name, one in (("weights", preference), ("reference", best))}
+    for our, their in (
+        (balance.STCH(mu), scalarization.STCH(mu)),
+        (balance.STCH(mu, weights=preference, reference=best), scalarization.STCH(mu, **given)),
+    ):
+        parameter, found = losses(values)
+        our.backward(found)
+        torch.testing.assert_close(parameter.grad, gradient_of(their, values))
+
+
 def losses(values: Tensor) -> tuple[nn.Parameter, dict[str, Tensor]]:
     parameter = nn.Parameter(values.clone())
     return parameter, {f"task{k}": parameter[k] for k in range(len(values))}

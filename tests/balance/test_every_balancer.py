@@ -15,7 +15,7 @@ from fastmtl.balance.replay import Replay
 
 METHODS = balance.list_balancers()
 # Their gradients or inner products are of pairs of micro-batches: one batch cannot equal two.
-PAIRS = ("sdmgrad",)
+PAIRS = ("modo", "sdmgrad")
 
 
 def step(balancer, model: Model, optimizer, x: torch.Tensor, **options) -> dict[str, torch.Tensor]:

@@ -84,7 +84,10 @@ def test_fifty_steps_in_float64(name):
     assert_near(snapshot(one, a), snapshot(two, b), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["linear", "uncertainty", "famo", "graddrop", "sdmgrad", "moco", "db_mtl", "mgda"])
+OTHERS = ["linear", "uncertainty", "famo", "graddrop", "sdmgrad", "moco", "db_mtl", "mgda"]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "excess_mtl", "modo", "momentum_config"])
 def test_other_balancers(name):
     one, two = Model(), Model()
     first, second = balance.create_balancer(name), balance.create_balancer(name)

@@ -22,6 +22,8 @@ METHODS = {
     "gradvac": {},
     "sdmgrad": {},
     "moco": {},
+    "modo": {"rho": 0.0},
+    "momentum_config": {},
     "db_mtl": {},
     "graddrop": {},
     "upgrad": {},

@@ -5,7 +5,7 @@ Quadratic programs are solved by trying every active set, which is exact and slo
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -134,3 +134,40 @@ def gradnorm(w: Tensor, rows: Tensor, losses: Tensor, first: Tensor, alpha: floa
     (lengths - target).abs().sum().backward()
     moved = (w - lr * w.grad).detach()
     return len(w) * moved / moved.sum()
+
+
+def excess_risks(history: list[Tensor]) -> Tensor:
+    """He et al. 2024, equations 6 and 7, of the last of all gradients J [K, P] so far: element by element."""
+    last = history[-1]
+    total = torch.zeros(len(last), dtype=last.dtype)
+    for k in range(len(last)):
+        for p in range(last.shape[1]):
+            root = sum(J[k, p].item() ** 2 for J in history) + 1e-7
+            total[k] += last[k, p] ** 2 / root**0.5
+    return total
+
+
+def momentum_config(history: list[Tensor], beta1: float, beta2: float, eps: float) -> Tensor:
+    """Liu et al. 2025, algorithm 1, with every task's average moved in each step: the last update [P]."""
+    m, v = torch.zeros_like(history[0]), torch.zeros_like(history[0][0])
+    before = torch.zeros_like(v)
+    update = v
+    for t, J in enumerate(history, 1):
+        m = beta1 * m + (1 - beta1) * J
+        u = config_grad(m / (1 - beta1**t))
+        now = u * (1 - beta1**t)
+        v = beta2 * v + (1 - beta2) * ((now - beta1 * before) / (1 - beta1)) ** 2
+        before = now
+        update = u / ((v / (1 - beta2**t)).sqrt() + eps)
+    return update
+
+
+def best_groups(v: Tensor, groups: int) -> Tensor:
+    """k-means by trying every assignment: each number becomes its group's mean."""
+    best, least = v, torch.inf
+    for labels in product(range(groups), repeat=len(v)):
+        label = torch.tensor(labels)
+        means = torch.stack([v[label == one].mean() for one in labels])
+        if (v - means).square().sum() < least:
+            best, least = means, (v - means).square().sum()
+    return best

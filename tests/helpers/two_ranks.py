@@ -29,6 +29,9 @@ PATHS = [
     for name in balance.list_balancers()
     for path in (*(join_ranks.METHODS if name in GRADIENT_METHODS else ["all_reduce"]), "micro")
 ]
+NEWER = ("excess_mtl", "go4align", "modo", "momentum_config", "stch")
+RESUMED = ("pcgrad", "db_mtl", "famo", "gradvac", "uncertainty", *NEWER)
+SHARDED = ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo", *NEWER)
 STEPS = {"dwa": 3}  # two, but for a method that weighs equally for two epochs
 Case = dict[str, Any]
 
@@ -86,12 +89,12 @@ def cases(rank: int) -> Case:
         pairs.add(f"{name}-features-micro", name, options={"strategy": "features"}, features=True, micro=2)
         pairs.add(f"{name}-last_layer", name, options={"strategy": "last_layer"})
         pairs.add(f"{name}-reuse", name, options={"reuse": 2})
-    for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
+    for name in SHARDED:
         pairs.add_sharded(f"fsdp-{name}", name)
     found: Case = dict(pairs.complete())
     for method in join_ranks.METHODS:
         found[f"overlap-{method}"] = overlap(rank, method)
-    for name in ("pcgrad", "db_mtl", "famo", "gradvac", "uncertainty"):
+    for name in RESUMED:
         found[f"resume-{name}"] = resume(name, rank)
     found["ddp"], found["ddp-inside"] = ddp(rank), ddp(rank, inside=True)
     found["earlier"] = earlier(rank)

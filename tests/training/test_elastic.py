@@ -48,6 +48,7 @@ def test_two_ranks_then_one_then_two(tmp_path):
 @pytest.mark.slow
 def test_four_ranks_then_two_then_three(tmp_path):
     balancers = ("pcgrad", "moco", "uncertainty", "famo", "graddrop", "gradnorm")
+    balancers += ("excess_mtl", "go4align", "modo", "momentum_config", "stch")
     found = _check(tmp_path, [(4, 1), (2, 3), (3, 0)], balancers)
     alone = elastic_ranks.with_few_tiles(World(), tmp_path / "tiles")  # on three ranks one has none of them
     assert found["few"]["step"] == alone["step"] == EPOCHS

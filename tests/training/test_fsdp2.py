@@ -22,7 +22,13 @@ pytestmark = pytest.mark.long
 
 CPU = torch.device("cpu")
 
-REFUSED = {"gradnorm": "GradNorm measures", "db_mtl": "DBMTL's averages", "moco": "MoCo's averages"}
+REFUSED = {
+    "gradnorm": "GradNorm measures",
+    "db_mtl": "DBMTL's averages",
+    "excess_mtl": "ExcessMTL's averages or sums",
+    "moco": "MoCo's averages",
+    "momentum_config": "MomentumConFIG's averages",
+}
 DRAWN = ("graddrop",)  # its random numbers belong to columns, which the ranks number otherwise
 FAST = (("pcgrad", True), ("cagrad", False), ("famo", True), ("uncertainty", True), ("uncertainty", False))
 EVERY = [name for name in balance.list_balancers() if name not in REFUSED and name not in DRAWN]

@@ -34,7 +34,7 @@ RECIPE = {"distributed": {"strategy": "fsdp2"}, "model": {"base_channels": 4}, "
     ("changes", "message"),
     [
         ({"balancer": {"name": "gradnorm"}}, "GradNorm measures one layer's gradients"),
-        ({"balancer": {"name": "moco"}}, "MoCo's averages of the gradients cannot be divided"),
+        ({"balancer": {"name": "moco"}}, "MoCo's averages or sums of the gradients cannot be divided"),
         ({"training": {"compile": True}}, "training.compile must be false"),
         ({"training": {"gradient_stats_every": 20}, "balancer": {"name": "linear"}}, "must be 0 with Linear"),
         ({"training": {"precision": "float16", "fused_step": False}}, "needs the fused step"),
