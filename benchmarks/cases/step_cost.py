@@ -25,16 +25,16 @@ from ..registry import Case, Inputs, Run, register
 SIZE, BATCH, CLASSES = 96, 16, ("a", "b", "c")
 
 
-def _recipe(num_tasks: int, balancer: str) -> Any:
+def recipe_of(num_tasks: int, balancer: dict[str, Any]) -> Any:
     kinds = ("binary_segmentation", "classification")
     tasks = {f"task {k}": {"kind": kinds[k % 2]} for k in range(num_tasks)}
-    recipe = load_recipe("demo", {"training": {"precision": "float32"}, "balancer": {"name": balancer}})
+    recipe = load_recipe("demo", {"training": {"precision": "float32"}, "balancer": balancer})
     return replace(recipe, tasks=tasks)
 
 
-def _make(num_tasks: int) -> Callable[[torch.device], Inputs]:
+def make_inputs(num_tasks: int) -> Callable[[torch.device], Inputs]:
     def make(device: torch.device) -> Inputs:
-        source, recipe = torch.Generator().manual_seed(0), _recipe(num_tasks, "pcgrad")
+        source, recipe = torch.Generator().manual_seed(0), recipe_of(num_tasks, {"name": "pcgrad"})
         tasks = build_tasks(recipe, CLASSES)
         maps = torch.rand(BATCH, 1, SIZE, SIZE, generator=source).lt(0.3).to(torch.uint8)
         classes = torch.randint(len(CLASSES), (BATCH,), generator=source)
@@ -46,31 +46,31 @@ def _make(num_tasks: int) -> Callable[[torch.device], Inputs]:
     return make
 
 
-def _trainer(inputs: Inputs, balancer: str) -> Trainer:
-    recipe, model = _recipe(len(inputs["tasks"]), balancer), copy.deepcopy(inputs["model"]).train()
+def trainer_of(inputs: Inputs, **balancer: Any) -> Trainer:
+    recipe, model = recipe_of(len(inputs["tasks"]), balancer), copy.deepcopy(inputs["model"]).train()
     made = build_balancer(recipe)
     optimizer = build_optimizer(recipe, model, made)
     options = {"device": inputs["device"], "update": build_update(recipe, optimizer)}
     return Trainer(model, inputs["tasks"], made, optimizer, recipe.training, **options)
 
 
-def _losses(losses: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def detached(losses: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(loss.detach() for loss in losses.values())
 
 
 def _ours(inputs: Inputs) -> Run:
-    trainer = _trainer(inputs, "pcgrad")
-    return lambda: _losses(trainer.step(inputs["batch"])[0])
+    trainer = trainer_of(inputs, name="pcgrad")
+    return lambda: detached(trainer.step(inputs["batch"])[0])
 
 
 def _plain(inputs: Inputs) -> Run:
-    trainer = _trainer(inputs, "linear")
-    return lambda: _losses(trainer.step(inputs["batch"])[0])
+    trainer = trainer_of(inputs, name="linear")
+    return lambda: detached(trainer.step(inputs["batch"])[0])
 
 
 def _floor(inputs: Inputs) -> Run:
     """A plain step, in whose middle the encoder's backward is done K - 1 times more, from its own features."""
-    trainer, more = _trainer(inputs, "linear"), len(inputs["tasks"]) - 1
+    trainer, more = trainer_of(inputs, name="linear"), len(inputs["tasks"]) - 1
     encoder: Any = trainer.model.encoder
     seen: list[list[Tensor]] = []
     encoder.register_forward_hook(lambda _module, _inputs, features: seen.append(features))
@@ -86,10 +86,10 @@ def _floor(inputs: Inputs) -> Run:
         return update(balancer, losses, shared, **options)
 
     trainer.update = with_more
-    return lambda: _losses(trainer.step(inputs["batch"])[0])
+    return lambda: detached(trainer.step(inputs["batch"])[0])
 
 
-def _truth(inputs: Inputs) -> tuple[Tensor, ...]:
+def true_losses(inputs: Inputs) -> tuple[Tensor, ...]:
     model, batch = copy.deepcopy(inputs["model"]).train().double(), inputs["batch"]
     outputs = model(Batch(batch.images.double(), batch.targets, batch.has_label))
     return tuple(task.loss(outputs[task.name], batch).detach() for task in inputs["tasks"])
@@ -101,7 +101,7 @@ for _tasks in (2, 4):
             op="step_cost",
             shape=f"joint_unet base 8, K={_tasks}, B={BATCH}, {SIZE} x {SIZE} float32",
             mode="whole step with PCGrad",
-            make=_make(_tasks),
+            make=make_inputs(_tasks),
             contenders={
                 "fastmtl": _ours,
                 f"plain step, {_tasks - 1} more encoder backwards": _floor,
@@ -109,7 +109,7 @@ for _tasks in (2, 4):
             },
             min_bytes=0,
             tolerance=1e-3,
-            truth=_truth,
+            truth=true_losses,
             figures={f"plain step, {_tasks - 1} more encoder backwards": 0.95},
         )
     )
