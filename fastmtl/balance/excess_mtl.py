@@ -82,7 +82,9 @@ class ExcessMTL(GradientBalancer):
         squares, norms = self._hold("squares", torch.zeros_like(J)), self._norms(J)
         moving = (norms != 0 if active is None else active) & norms.isfinite().all()
         fresh = J if scale is None else J / scale
-        squares.copy_(torch.where(moving[:, None], squares + fresh * fresh, squares))
+        # An infinite S would make the task's excess risk 0 for the rest of the training.
+        summed = (squares + fresh * fresh).clamp(max=torch.finfo(J.dtype).max)
+        squares.copy_(torch.where(moving[:, None], summed, squares))
         # The norm of g / sqrt(h) is summed in float64 and over all ranks.
         self._excess = self._norms(fresh / (squares + _EPS) ** 0.25).square()
         return J

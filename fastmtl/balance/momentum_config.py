@@ -95,6 +95,8 @@ class MomentumConFIG(Averaged):
         g = (f - self.beta1 * pseudo) / (1 - self.beta1)
         moves.copy_(moved)
         pseudo.copy_(torch.where(sound, f, pseudo))
-        square.copy_(torch.where(sound, self.beta2 * square + (1 - self.beta2) * g * g, square))
-        update = u / ((square / (1 - self.beta2**t)).sqrt() + self.eps)
+        # An infinite average would make all further updates of its element 0.
+        mixed = (self.beta2 * square + (1 - self.beta2) * g * g).clamp(max=torch.finfo(u.dtype).max)
+        square.copy_(torch.where(sound, mixed, square))
+        update = u / (square.sqrt() / (1 - self.beta2**t).sqrt() + self.eps)
         return update if scale is None else update * scale, w

@@ -61,3 +61,12 @@ def test_a_task_first_labelled_later_has_its_own_warm_up():
     assert after["seen"].tolist() == [1.0] * 3
     assert after["logs"][1] == 0
     assert (after["logs"][[0, 2]] > before["logs"][[0, 2]]).all()
+
+
+def test_gradients_whose_squares_overflow_do_not_stay_in_the_sums():
+    model, balancer = Model(torch.float32), balance.ExcessMTL(1.0)
+    for seed, size in ((0, 1.0), (1, 1e25), (2, 1.0)):
+        losses = {name: size * loss for name, loss in losses_of(model, inputs(torch.float32, seed=seed)).items()}
+        log = balancer.backward(losses, model.encoder.parameters())
+        assert log["weights"].isfinite().all()
+    assert balancer.state_dict()["squares"].isfinite().all()

@@ -62,3 +62,15 @@ def test_a_step_without_labels_does_not_move_the_second_moment():
     balancer.backward(losses, model.encoder.parameters(), active=torch.zeros(3, dtype=torch.bool))
     after = balancer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in ("average", "steps", "moves", "pseudo", "square"))
+
+
+def test_gradients_whose_squares_overflow_do_not_stop_their_elements():
+    model, balancer = Model(torch.float32), balance.MomentumConFIG(0.0, 0.5)
+    for seed, size in ((0, 1.0), (1, 1e25), *((seed, 1e20) for seed in range(2, 9))):
+        losses = {name: size * loss for name, loss in losses_of(model, inputs(torch.float32, seed=seed)).items()}
+        model.zero_grad()
+        balancer.backward(losses, model.encoder.parameters())
+        update = torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
+        assert update.isfinite().all()
+        assert (update != 0).any()
+    assert balancer.state_dict()["square"].isfinite().all()
