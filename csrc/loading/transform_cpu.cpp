@@ -68,6 +68,17 @@ struct Colours {
   }
 };
 
+// The levels of pixels `step` bytes apart.
+inline void copy_levels(const std::uint8_t* at, std::int64_t step, std::int64_t count, float (*levels)[kBlock]) {
+  if (step == 3) {  // known when compiled: vectors
+    for (std::int64_t i = 0; i < count; ++i)
+      for (int c = 0; c < 3; ++c) levels[c][i] = at[3 * i + c];
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i, at += step)
+    for (int c = 0; c < 3; ++c) levels[c][i] = at[c];
+}
+
 // Nearly normal, mean 0 and variance 1: the four bytes of a hash of pixel and key, added.
 inline float noise_of(std::uint32_t index, std::uint32_t key) {
   std::uint32_t h = index ^ key;
@@ -94,17 +105,24 @@ template <typename Use>
 void over_images(const TransformSources& from, int outside, Use use) {
   Neighbours near;
   Colours colours;
-  alignas(64) float levels[3][kBlock];
+  alignas(64) float levels[3][kBlock] = {};
   for (std::int64_t b = from.first; b < from.last; ++b) {
     const Source source(from.table + 5 * b);
     Geometry geometry(from, b, source);
+    Copy copy{};
+    const bool copies = geometry.copies(source, &copy);
+    if (copies) near.be_inside(kBlock);
     for (std::int64_t v = 0; v < from.size; ++v) {
       geometry.enter(v);
       for (std::int64_t u = 0; u < from.size; u += kBlock) {
         const std::int64_t count = block_at(u, from.size), padded = padded_of(count);
-        near.locate(geometry, u, padded);
-        colours.read(source, near, outside, count);
-        colours.sample(near, padded, levels);
+        if (copies) {
+          copy_levels(source.pixels + copy.first + v * copy.line + u * copy.column, copy.column, count, levels);
+        } else {
+          near.locate(geometry, u, padded);
+          colours.read(source, near, outside, count);
+          colours.sample(near, padded, levels);
+        }
         use(b, source, near, v, u, count, levels);
       }
     }

@@ -39,6 +39,12 @@ inline void spline(float t, float (&weights)[4]) {
   weights[2] = 1.0f - weights[0] - weights[1] - weights[3];
 }
 
+// Where whole pixels are copied from: bytes from the source's first pixel to that of the first output pixel, and from
+// there for each output column and line.
+struct Copy {
+  std::int64_t first, column, line;
+};
+
 // Source positions of a block of output columns, in pixels from the first one's centre.
 class Geometry {
  public:
@@ -55,6 +61,32 @@ class Geometry {
       start_[axis] = m[2] * extents[axis] - 0.5f;
       limit_[axis] = extents[axis];
     }
+  }
+
+  // Whether each output pixel is a pixel of the source, as in cuts, flips and quarter turns without scale: nothing is
+  // interpolated then. Positions that floats round by less than 2^-10 pixel change no level by more than a quarter.
+  bool copies(const Source& source, Copy* copy) const {
+    if (cells_ > 0) return false;
+    const float last = size_ - 1.0f;
+    float first[2], column[2], line[2];
+    for (int axis = 0; axis < 2; ++axis) {
+      const float start = 0.5f * (across_[axis] + down_[axis]) + start_[axis];
+      first[axis] = __builtin_roundf(start);
+      column[axis] = __builtin_roundf(across_[axis]);
+      line[axis] = __builtin_roundf(down_[axis]);
+      const float off = __builtin_fabsf(start - first[axis]) + last * __builtin_fabsf(across_[axis] - column[axis]) +
+                        last * __builtin_fabsf(down_[axis] - line[axis]);
+      if (!(off < 1.0f / 1024.0f)) return false;
+      const float along = last * column[axis], down = last * line[axis];
+      const float lowest = first[axis] + (along < 0.0f ? along : 0.0f) + (down < 0.0f ? down : 0.0f);
+      const float highest = first[axis] + (along > 0.0f ? along : 0.0f) + (down > 0.0f ? down : 0.0f);
+      if (!(lowest >= 0.0f) || !(highest <= limit_[axis] - 1.0f)) return false;
+    }
+    const auto bytes = [&source](const float* at) {
+      return static_cast<std::int64_t>(at[1]) * source.pitch + static_cast<std::int64_t>(at[0]) * source.channels;
+    };
+    *copy = {bytes(first), bytes(column), bytes(line)};
+    return true;
   }
 
   // Starts an output line.
@@ -135,6 +167,11 @@ struct Neighbours {
     geometry.positions(first, padded, x, y);
     geometry.split(0, padded, x, left, right);
     geometry.split(1, padded, y, above, below);
+  }
+
+  // Any positions inside the source, for pixels that are copied.
+  void be_inside(std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) x[i] = y[i] = 0.0f;
   }
 
   // Whether that holds for all of the first `count` positions.

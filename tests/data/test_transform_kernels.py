@@ -96,6 +96,41 @@ def test_images(augmentation, height, width, size):
         assert np.abs(found - wanted).max() < 0.05
 
 
+# Of a source of 300 x 290, by whole pixels: those of output columns and lines, the first one's place.
+CUTS = {
+    "a cut": ((1, 0), (0, 1), (5, 3)),
+    "up to the corner": ((1, 0), (0, 1), (10, 20)),
+    "beyond the right edge": ((1, 0), (0, 1), (11, 20)),
+    "above the upper edge": ((1, 0), (0, 1), (0, -1)),
+    "flipped": ((-1, 0), (0, 1), (279, 0)),
+    "turned": ((0, 1), (-1, 0), (280, 7)),
+    "turned back and flipped": ((0, -1), (-1, 0), (279, 279)),
+    "half a pixel beside": ((1, 0), (0, 1), (5.5, 3)),
+    "each pixel twice": ((0.5, 0), (0, 0.5), (5, 3)),
+    "sheared": ((1, 0), (0.01, 0.5), (5, 3)),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_cuts_flips_and_quarter_turns(cut):
+    batch = _Batch(Augmentation.none(), 300, 290, 280)
+    column, line, first = (np.array(one, np.float64) for one in CUTS[cut])
+    steps = np.stack([column * 280, line * 280, first + 0.5 - (column + line) / 2], 1)
+    batch.matrix[:] = batch.drawn.matrix[:] = steps / np.array([[290], [300]])
+    out, levels = np.zeros((3, 3, 280, 280), np.float32), np.zeros((3, 3, 280, 280), np.uint8)
+    inside = np.zeros((3, 280, 280), np.uint8)
+    extension().transform_images(batch.sources, (280, 0, 3), batch.colours(), OUTSIDE, address_of(out))
+    extension().warp_images(batch.sources, (280, 0, 3), OUTSIDE, address_of(levels), address_of(inside))
+    x, y = (column[i] * np.arange(280) + line[i] * np.arange(280)[:, None] + first[i] for i in range(2))
+    within = (x >= 0) & (y >= 0) & (x <= 289) & (y <= 299)
+    for row in range(3):
+        wanted = _bilinear(batch.pictures[row], x, y, OUTSIDE)
+        assert np.abs((out[row] - SHIFT[:, None, None]) / SCALE[:, None, None] - wanted).max() < 0.1
+        assert np.abs(levels[row] - wanted).max() < 0.6
+        near = np.minimum.reduce([np.abs(x), np.abs(y), np.abs(x - 289), np.abs(y - 299)]) < 1e-3
+        assert ((inside[row] == within) | near).all()
+
+
 @pytest.mark.parametrize(("augmentation", "height", "width", "size"), CASES)
 def test_warped_images(augmentation, height, width, size):
     batch = _Batch(augmentation, height, width, size)
