@@ -1,7 +1,8 @@
-// The loader's transform of decoded pixels; see loading/transform.hpp.
+// The loader's transform of decoded pixels; see loading/mosaic.hpp and loading/transform.hpp.
 #include "bindings/view.hpp"
 
 #include "core/isa.hpp"
+#include "loading/mosaic.hpp"
 #include "loading/transform.hpp"
 
 namespace {
@@ -28,6 +29,13 @@ fastmtl::TransformColour colours(const Colours& c) {
 }  // namespace
 
 void bind_loading(pybind11::module_& m) {
+  define(
+      m, "stitch_tiles",
+      [](Address tiles, std::int64_t count, std::int64_t channels, std::uint8_t outside, std::int64_t height,
+         std::int64_t width, Address out) {
+        fastmtl::stitch_tiles(tiles, count, channels, outside, height, width, out);
+      },
+      "tiles int64 [count, 6], out uint8 [height, width, channels].");
   define(
       m, "transform_images",
       [](const Sources& from, const Share& share, const Colours& colour, int outside, Address out) {

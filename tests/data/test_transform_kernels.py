@@ -206,6 +206,23 @@ def test_one_pixel_that_differs_is_found(count):
         pixels[at, 1] = 7
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_are_stitched(channels):
+    """Beyond all four edges, over each other, with padding, and beside the image."""
+    random = np.random.default_rng(channels)
+    places = [(-4, -3, 10, 9), (5, 2, 12, 20), (12, -2, 20, 30), (0, 15, 3, 2), (40, 3, 5, 5), (3, -9, 4, 9)]
+    parts = [random.integers(0, 256, (h + 2, w + 1, channels), dtype=np.uint8) for _, _, w, h in places]
+    tiles = np.array(
+        [(address_of(one), one.strides[0], *place) for one, place in zip(parts, places, strict=True)], np.int64
+    )
+    out = np.zeros((18, 25, channels), np.uint8)
+    extension().stitch_tiles(address_of(tiles), len(tiles), channels, OUTSIDE, 18, 25, address_of(out))
+    wanted = np.full((100, 100, channels), OUTSIDE, np.uint8)  # with 20 pixels around
+    for one, (x, y, width, height) in zip(parts, places, strict=True):
+        wanted[20 + y : 20 + y + height, 20 + x : 20 + x + width] = one[:height, :width]
+    np.testing.assert_array_equal(out, wanted[20:38, 20:45])
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_the_other_instruction_sets(isa):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not instruction_sets"]

@@ -303,13 +303,25 @@ def _stitched(mosaic: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int,
         if covers(part, mosaic.size):
             return _of(pixels, -part.x, -part.y, width, height)
     channels = found[0].shape[2] if found else channels
-    whole = np.full((height, width, channels), outside, np.uint8)
-    for part, pixels in zip(mosaic.tiles, found, strict=True):
-        left, top = max(part.x, 0), max(part.y, 0)
-        right, bottom = min(part.x + part.width, width), min(part.y + part.height, height)
-        inside = pixels[top - part.y : max(bottom - part.y, 0), left - part.x : max(right - part.x, 0)]
-        whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    # The kernel takes lines of pixels of equal channels.
+    alive = [_lines(pixels, channels) for pixels in found]
+    tiles = np.array(
+        [
+            (address_of(pixels), pixels.shape[1] * channels, part.x, part.y, part.width, part.height)
+            for part, pixels in zip(mosaic.tiles, alive, strict=True)
+        ],
+        np.int64,
+    )
+    whole = np.empty((height, width, channels), np.uint8)
+    extension().stitch_tiles(address_of(tiles), len(alive), channels, outside, height, width, address_of(whole))
     return _of(whole, 0, 0, width, height)
+
+
+def _lines(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Contiguous, grey pixels repeated to `channels`; ValueError for other numbers of channels."""
+    if pixels.shape[2] != channels:
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], channels))
+    return np.ascontiguousarray(pixels)
 
 
 def _of(pixels: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> View:

@@ -22,6 +22,7 @@ from .joined_files import JoinedFiles, PartChanged, end_of, state_of
 from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
 from .raster import Encoding, Layout, Raster
+from .recent_tiles import recent_tiles
 from .remote.backoff import RemoteFileChanged
 from .remote.files import RemoteFile
 from .tile_grid import TileGrid
@@ -103,10 +104,10 @@ class EncodedTileReader:
                     y - window[1],
                     width,
                     height,
-                    data=np.frombuffer(buffer, np.uint8, offset=start),
+                    data=stream,
                     stored=(raster, tile),
                 )
-                for (tile, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
+                for (tile, (x, y, width, height), _, _), stream in self._encoded(raster, wanted)
             ]
         decoded = self._pixels(raster, wanted, box[2:])
         return drawn + [_decoded_tile(*self._cut(raster, item, pixels, window)) for item, pixels in decoded]
@@ -184,6 +185,18 @@ class EncodedTileReader:
             except ValueError as error:
                 raise self._damaged(raster, item, str(error)) from error
             yield item, pixels
+
+    def _encoded(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, NDArray[np.uint8]]]:
+        """Each tile, or stack of parts of a JPEG, as a complete image."""
+
+        def read(missing: list[Wanted]) -> Iterator[tuple[Wanted, NDArray[np.uint8]]]:
+            for item, buffer, start in self._streams(raster, missing):
+                yield item, np.frombuffer(buffer, np.uint8, offset=start)
+
+        if raster.encoding.codec == "jpeg part":
+            return read(wanted)
+        self._open()  # a changed file is not read from the cache either
+        return recent_tiles.read(raster, wanted, read)
 
     def _streams(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, bytearray, int]]:
         """Each tile's bytes, and where in them the stream starts; JPEG streams are whole and checked."""

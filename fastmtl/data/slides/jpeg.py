@@ -12,6 +12,8 @@ from functools import lru_cache
 from struct import unpack_from
 from typing import NamedTuple
 
+import numpy as np
+
 SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _APP0, _APP14, _SOS, _DHT, _DRI = 0xE0, 0xEE, 0xDA, 0xC4, 0xDD
 _RESTARTS = range(0xD0, 0xD8)
@@ -217,7 +219,9 @@ def check_num_scans(stream: bytes | bytearray, start: int = 0, streams: int = 1)
     if not start:
         with suppress(ValueError):
             start = next((at for marker, at, _ in _segments(stream, len(SOI)) if marker == _SOS), 0)
-    if stream.count(_START_OF_SCAN, start) > _MAX_SCANS * streams:  # elsewhere a byte 255 is followed by 0
+    values = np.frombuffer(stream, np.uint8, offset=start)  # several times as fast as `count`
+    scans = np.count_nonzero((values[:-1] == _START_OF_SCAN[0]) & (values[1:] == _START_OF_SCAN[1]))
+    if scans > _MAX_SCANS * streams:  # elsewhere a byte 255 is followed by 0
         raise ValueError(f"the JPEG has more than {_MAX_SCANS} scans, which no camera writes")
 
 
