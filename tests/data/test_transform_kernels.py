@@ -12,7 +12,8 @@ from helpers.paths import ROOT
 
 from fastmtl.data import Augmentation
 from fastmtl.data.loading.augment import displacement
-from fastmtl.data.loading.transform_cpu import address_of, colour_matrices
+from fastmtl.data.loading.stitching import address_of
+from fastmtl.data.loading.transform_cpu import colour_matrices
 from fastmtl.ops.core.backends import extension
 
 SCALE, SHIFT, OUTSIDE = np.array([0.02, 0.01, 0.5], np.float32), np.array([-1, 0, 2], np.float32), 240

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .augment import Parameters
 from .encoded_images import EncodedTile, Mosaic
 from .prefetch import EncodedBatch
 from .quarantine import DamagedSampleError, nonsense
+from .stitching import View, address_of, stitched
 from .targets import MapColumn
 
 # DALI's colour space for hue and saturation: luma and two chroma axes; hue rotates them, saturation scales them.
@@ -121,17 +122,6 @@ class TransformOptions:
         return normal.contiguous()  # kernels add the noise by address
 
 
-class View(NamedTuple):
-    """An image in `memory`: `height` lines of `width` pixels, `pitch` bytes apart, the first at `address`."""
-
-    memory: NDArray[np.uint8]
-    address: int
-    pitch: int
-    height: int
-    width: int
-    channels: int
-
-
 def colour_matrices(colour: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 [B, 3, 4]: RGB 0..255 and 1 -> RGB, for brightness, contrast, saturation, hue in degrees [B, 4]."""
     brightness, contrast, saturation, hue = colour.astype(np.float64).T
@@ -162,11 +152,6 @@ def check_size(tile: int, picture: int, part: EncodedTile, height: int, width: i
     if part.width > width or part.height > height:
         expected = f"{part.width}x{part.height}"
         raise DamagedSampleError(tile, picture, f"it decoded to {width}x{height} pixels, not {expected}")
-
-
-def covers(part: EncodedTile, size: tuple[int, int]) -> bool:
-    """Whether one tile covers the whole mosaic."""
-    return part.x <= 0 and part.y <= 0 and part.x + part.width >= size[0] and part.y + part.height >= size[1]
 
 
 class CpuTransform:
@@ -274,7 +259,7 @@ class CpuTransform:
                     raise DamagedSampleError(tile, picture, reason)
             check_size(tile, picture, part, pixels.shape[0], pixels.shape[1])
             found.append(pixels)
-        return _stitched(mosaic, found, channels, BACKGROUND if picture == 0 else 0)
+        return stitched(mosaic, found, channels, BACKGROUND if picture == 0 else 0)
 
     def _each(self, transform_rows: Callable[[int, int], None], count: int) -> None:
         """Call `transform_rows(start, stop)` for even parts of 0 .. count, the first one on this thread."""
@@ -288,44 +273,3 @@ class CpuTransform:
             wait(others)  # they use this batch's memory
         for one in others:
             one.result()
-
-
-def address_of(values: NDArray[Any]) -> int:
-    """The address of the first element."""
-    return values.__array_interface__["data"][0]
-
-
-def _stitched(mosaic: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
-    if mosaic.size is None:
-        return _of(found[0], 0, 0, found[0].shape[1], found[0].shape[0])
-    width, height = mosaic.size
-    for part, pixels in zip(mosaic.tiles, found, strict=True):
-        if covers(part, mosaic.size):
-            return _of(pixels, -part.x, -part.y, width, height)
-    channels = found[0].shape[2] if found else channels
-    # The kernel takes lines of pixels of equal channels.
-    alive = [_lines(pixels, channels) for pixels in found]
-    tiles = np.array(
-        [
-            (address_of(pixels), pixels.shape[1] * channels, part.x, part.y, part.width, part.height)
-            for part, pixels in zip(mosaic.tiles, alive, strict=True)
-        ],
-        np.int64,
-    )
-    whole = np.empty((height, width, channels), np.uint8)
-    extension().stitch_tiles(address_of(tiles), len(alive), channels, outside, height, width, address_of(whole))
-    return _of(whole, 0, 0, width, height)
-
-
-def _lines(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Contiguous, grey pixels repeated to `channels`; ValueError for other numbers of channels."""
-    if pixels.shape[2] != channels:
-        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], channels))
-    return np.ascontiguousarray(pixels)
-
-
-def _of(pixels: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> View:
-    memory = np.ascontiguousarray(pixels)
-    channels = memory.shape[2]
-    pitch = memory.shape[1] * channels
-    return View(memory, address_of(memory) + y * pitch + x * channels, pitch, height, width, channels)

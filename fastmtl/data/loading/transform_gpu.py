@@ -16,7 +16,8 @@ from ..dataset import BACKGROUND
 from .encoded_images import Mosaic
 from .prefetch import EncodedBatch
 from .quarantine import DamagedSampleError
-from .transform_cpu import TransformOptions, check_size, colour_matrices, covers, in_pixels
+from .stitching import covers
+from .transform_cpu import TransformOptions, check_size, colour_matrices, in_pixels
 
 _COLUMNS = 5
 
