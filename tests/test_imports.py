@@ -21,6 +21,7 @@ ALLOWED = {
     "distributed": {"errors", "heartbeat", "rank_store"},
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops", "utils"},
+    "integrations": {"losses", "ops"},
     "models": {"utils"},
     "config": {"errors", "utils"},
     "protocols": {"models", "utils"},

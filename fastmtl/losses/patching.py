@@ -99,16 +99,7 @@ def patch(library: str, *, any_version: bool = False, verbose: bool = True) -> P
         ValueError: another library, or a version that our losses were not compared with.
         ImportError: the library is not installed, or lacks one of the classes.
     """
-    one = _library(library)
-    try:
-        installed = version(one.package)
-    except PackageNotFoundError:
-        raise ImportError(f"{one.package} is not installed: there is nothing to replace") from None
-    if installed.split(".")[:2] != one.series.split(".") and not any_version:
-        raise ValueError(
-            f"{one.package} {installed} is installed; the losses are compared with {one.series}, and another version "
-            f"may compute something else. Install {one.package}=={one.series}.*, or accept it with any_version=True"
-        )
+    installed, one = check_version(library, any_version=any_version), _library(library)
     ours = importlib.import_module(f"fastmtl.losses.{one.ours}")
     found = _replaced.setdefault(library, {})
     originals = _originals(one, found)
@@ -141,6 +132,26 @@ def unpatch(library: str | None = None) -> None:
         for (module, attribute), (theirs, ours) in _replaced.pop(name, {}).items():
             if getattr(module, attribute, None) is ours:
                 setattr(module, attribute, theirs)
+
+
+def check_version(library: str, *, any_version: bool = False) -> str:
+    """The installed version of a library of `LIBRARIES`.
+
+    Raises:
+        ValueError: another library, or a version that our losses were not compared with.
+        ImportError: the library is not installed.
+    """
+    one = _library(library)
+    try:
+        installed = version(one.package)
+    except PackageNotFoundError:
+        raise ImportError(f"{one.package} is not installed: there is nothing to replace") from None
+    if installed.split(".")[:2] != one.series.split(".") and not any_version:
+        raise ValueError(
+            f"{one.package} {installed} is installed; the losses are compared with {one.series}, and another version "
+            f"may compute something else. Install {one.package}=={one.series}.*, or accept it with any_version=True"
+        )
+    return installed
 
 
 def _library(name: str) -> _Library:

@@ -20,6 +20,7 @@ _EXTRAS = {
     "remote": ("fsspec", "requests", "s3fs"),
     "dicom": ("pydicom",),
     "zarr": ("zarr",),
+    "nnunet": ("nnunetv2",),
     "bench": ("LibMTL", "matplotlib", "monai", "torchjd", "torchstain", "torchvision", "wsistream"),
 }
 """Extra of pyproject.toml -> the modules that it installs and fastmtl imports."""

@@ -1,0 +1,1 @@
+"""fastmtl in other libraries' training loops."""

@@ -1,0 +1,85 @@
+"""nnU-Net v2's own training with our losses: what `nnUNetTrainerFastmtl` does.
+
+export nnUNet_extTrainer="$(python -m fastmtl.integrations.nnunet)"
+nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerFastmtl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fastmtl import ops
+from fastmtl.losses.nnunet import DC_and_BCE_loss, DC_and_CE_loss, MemoryEfficientSoftDiceLoss
+
+TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
+"""The folder for nnU-Net's variable nnUNet_extTrainer."""
+
+
+class HeadInput(NamedTuple):
+    """What a segmentation head reads, in place of its logits [B, C, *spatial]."""
+
+    features: Tensor  # [B, F, *spatial]
+    weight: Tensor  # [C, F, 1, ...]
+    bias: Tensor | None
+
+
+class HeadLoss(DC_and_CE_loss):
+    """`DC_and_CE_loss` of logits or of a `HeadInput`, whose logits are not stored where that costs less memory."""
+
+    def forward(self, net_output: Tensor | HeadInput, target: Tensor) -> Tensor:
+        if isinstance(net_output, Tensor):
+            return super().forward(net_output, target)
+        return self.of_input(net_output, target)
+
+    def of_input(self, given: HeadInput, target: Tensor, fuse: bool | None = None) -> Tensor:
+        """The loss of what a head read; `fuse` as for `ops.linear_dice_ce_loss`."""
+        dice: Any = self.dc
+        loss = ops.linear_dice_ce_loss(
+            *given,
+            target[:, 0].long() if target.is_floating_point() else target[:, 0],
+            ce_weight=self.weight_ce,
+            dice_weight=self.weight_dice,
+            ignore_index=self.ce.ignore_index,
+            include_background=dice.do_bg,
+            batch=dice.batch_dice,
+            smooth_nr=dice.smooth,
+            smooth_dr=dice.smooth,
+            fuse=fuse,
+        )
+        return loss - self.weight_dice  # nnU-Net's Dice loss is minus the score, ours is 1 minus it
+
+
+def loss_of(*, regions: bool, ignore_label: int | None, batch_dice: bool, ddp: bool) -> nn.Module:
+    """The loss of nnU-Net's trainer for one output of the network, without deep supervision.
+
+    Args:
+        regions: the data set has regions, which may overlap.
+        ignore_label: the label that has no ground truth; None if the data set has none.
+        batch_dice: Dice of the whole batch, as the plan says.
+        ddp: over the batches of all ranks.
+    """
+    dice = {"batch_dice": batch_dice, "do_bg": regions, "smooth": 1e-5, "ddp": ddp}
+    if regions:
+        return DC_and_BCE_loss({}, dice, use_ignore_label=ignore_label is not None)
+    return HeadLoss(dice, {}, ignore_label=ignore_label, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+def pass_inputs_on(heads: Iterable[nn.Module]) -> None:
+    """Let these 1x1 convolutions give `HeadLoss` what they read, in training; evaluated, they compute logits."""
+    for head in heads:
+        head.forward = partial(_forward, head)
+
+
+def _forward(head: Any, features: Tensor) -> Tensor | HeadInput:
+    if head.training:
+        return HeadInput(features, head.weight, head.bias)
+    return type(head).forward(head, features)
+
+
+if __name__ == "__main__":
+    print(TRAINERS)

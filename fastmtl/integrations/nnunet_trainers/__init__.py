@@ -1,0 +1,1 @@
+"""Trainers that nnU-Net finds in this folder; it imports every module here."""

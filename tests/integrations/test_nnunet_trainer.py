@@ -1,0 +1,156 @@
+"""nnU-Net's trainer with our losses: the parts, and nnU-Net's commands on a data set made here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import ROOT
+from torch import nn
+
+from fastmtl.integrations import nnunet
+
+LABELS = 5
+
+
+def _head(dims):
+    torch.manual_seed(0)
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims](6, LABELS, 1)
+    features = torch.randn(2, 6, *(9, 7, 8)[:dims], requires_grad=True)
+    return conv, features, torch.randint(0, LABELS, (2, 1, *features.shape[2:]))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [(None, False), (None, True), (2, False), (2, True)], ids=str)
+def test_a_head_and_its_loss_are_the_loss_of_its_logits(dims, dtype, options):
+    head, features, target = _head(dims)
+    ignore_label, batch_dice = options
+    loss = nnunet.loss_of(regions=False, ignore_label=ignore_label, batch_dice=batch_dice, ddp=False)
+    given = features, head.weight, head.bias
+    expected = loss(head(features), target.to(dtype))
+    theirs = torch.autograd.grad(expected, given)
+    nnunet.pass_inputs_on([head])
+    passed = head(features)
+    assert isinstance(passed, nnunet.HeadInput)
+    for fuse in (None, True):
+        found = loss.of_input(passed, target.to(dtype), fuse=fuse)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, given), theirs)
+    torch.testing.assert_close(loss(passed, target.to(dtype)), expected)
+
+
+def test_an_evaluated_head_computes_logits():
+    head, features, _ = _head(3)
+    names, logits = list(head.state_dict()), head(features)
+    nnunet.pass_inputs_on([head])
+    assert torch.equal(head.eval()(features), logits)
+    assert isinstance(head.train()(features), nnunet.HeadInput)
+    assert list(head.state_dict()) == names
+
+
+def test_regions_have_the_loss_of_regions():
+    loss = nnunet.loss_of(regions=True, ignore_label=3, batch_dice=False, ddp=False)
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 4, 8, 8))
+    assert loss(logits, target).isfinite()
+    assert loss.use_ignore_label
+    assert loss.dc.do_bg
+
+
+def test_the_folder_of_the_trainer_is_printed():
+    command = [sys.executable, "-m", "fastmtl.integrations.nnunet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (Path(done.stdout.strip()) / "nnUNetTrainerFastmtl.py").is_file()
+
+
+OWN = """
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fastmtl.integrations.nnunet_trainers.nnUNetTrainerFastmtl import nnUNetTrainerFastmtl
+
+
+class Short:
+    def initialize(self):
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
+        torch.manual_seed(0)
+        self.steps = 0
+        super().initialize()
+
+    def train_step(self, batch):
+        drawn = torch.Generator().manual_seed(self.steps)
+        self.steps += 1
+        batch["data"] = torch.randn(batch["data"].shape, generator=drawn)
+        for target in batch["target"]:
+            target.copy_(torch.randint(0, self.label_manager.num_segmentation_heads, target.shape, generator=drawn))
+        result = super().train_step(batch)
+        print("loss of a step:", float(result["loss"]))
+        return result
+
+
+class nnUNetTrainerTheirs(Short, nnUNetTrainer):
+    pass
+
+
+class nnUNetTrainerOurs(Short, nnUNetTrainerFastmtl):
+    pass
+"""
+
+
+def _write_data_set(raw: Path) -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    base, random = raw / "Dataset001_Boxes", np.random.default_rng(0)
+    for folder in ("imagesTr", "labelsTr"):
+        (base / folder).mkdir(parents=True)
+    for case in range(6):
+        labels = random.integers(0, 4, (6, 8, 8)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+        image = labels * 3.0 + random.normal(0, 1, labels.shape)
+        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), np.eye(4)), base / f"imagesTr/c{case}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels.astype(np.uint8), np.eye(4)), base / f"labelsTr/c{case}.nii.gz")
+    names = {"background": 0, "a": 1, "b": 2, "c": 3}
+    facts = {"channel_names": {"0": "CT"}, "labels": names, "numTraining": 6, "file_ending": ".nii.gz"}
+    (base / "dataset.json").write_text(json.dumps(facts))
+    return base
+
+
+@pytest.mark.slow
+def test_nnunet_plans_trains_goes_on_and_predicts(tmp_path):
+    pytest.importorskip("nnunetv2")
+    data = _write_data_set(tmp_path / "raw")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "short_trainers.py").write_text(OWN)
+    environment = os.environ | {
+        "nnUNet_raw": str(tmp_path / "raw"),
+        "nnUNet_preprocessed": str(tmp_path / "preprocessed"),
+        "nnUNet_results": str(tmp_path / "results"),
+        "nnUNet_extTrainer": os.pathsep.join([str(nnunet.TRAINERS), str(tmp_path / "own")]),
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_compile": "f",
+    }
+
+    def run(module: str, entry: str, *arguments: object) -> str:
+        guard = "from fastmtl.utils.torchvision_guard import make_torchvision_importable as m; m()"
+        code = f"{guard}; from {module} import {entry}; {entry}()"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    plan = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
+    run(plan, "plan_and_preprocess_entry", "-d", 1, "-c", "3d_fullres", "-np", 1)
+    train = ("nnunetv2.run.run_training", "run_training_entry", 1, "3d_fullres", 0, "-device", "cpu", "-tr")
+    steps = {}
+    for name in ("nnUNetTrainerTheirs", "nnUNetTrainerOurs"):
+        lines = run(*train, name).splitlines()
+        steps[name] = [float(line.split(":")[1]) for line in lines if line.startswith("loss of a step")]
+    assert len(steps["nnUNetTrainerOurs"]) == 3
+    assert steps["nnUNetTrainerOurs"] == pytest.approx(steps["nnUNetTrainerTheirs"], rel=1e-5)
+    run(*train, "nnUNetTrainerOurs", "--c")
+    where = ("-d", 1, "-c", "3d_fullres", "-f", 0, "-tr", "nnUNetTrainerOurs", "-device", "cpu", "--disable_tta")
+    predict = ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point")
+    run(*predict, "-i", data / "imagesTr", "-o", tmp_path / "out", *where)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 6
