@@ -41,6 +41,7 @@ DATA_COMMANDS = _block("data.md", "fastmtl data check")
 READ_ONLY = _block("data.md", "--index-folder")
 DATA_RECIPE = _block("data.md", "[data.columns]")
 POLYGON_RECIPE = _block("data.md", "polygon_rename")
+_block("nnunet.md", "nnUNetv2_train")  # tests/integrations/test_nnunet_trainer.py runs what it names
 RANKS_RECIPE = _block("distributed.md", "[distributed]")
 TORCHRUN = _block("distributed.md", "torchrun")
 REPRODUCE = _block("papers.md", "fastmtl reproduce")

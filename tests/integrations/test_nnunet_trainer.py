@@ -67,6 +67,16 @@ def test_the_folder_of_the_trainer_is_printed():
     assert (Path(done.stdout.strip()) / "nnUNetTrainerFastmtl.py").is_file()
 
 
+def test_the_page_has_the_measured_rows():
+    page = (ROOT / "docs" / "nnunet.md").read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "benchmarks/results/nnunet-100-labels.json").read_text())["rows"]
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        cells = [f"{row['MiB_more']:,} MiB, {row['steps'][1]['processor_s']:.1f} s" for row in (theirs, ours)]
+        assert f"| {' x '.join(map(str, theirs['patch']))} | {cells[0]} | {cells[1]} |" in page
+        losses = [[step["loss"] for step in row["steps"]] for row in (theirs, ours)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 OWN = """
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
