@@ -32,9 +32,8 @@ void bind_loading(pybind11::module_& m) {
   define(
       m, "stitch_tiles",
       [](Address tiles, std::int64_t count, std::int64_t channels, std::uint8_t outside, std::int64_t height,
-         std::int64_t width, Address out) {
-        fastmtl::stitch_tiles(tiles, count, channels, outside, height, width, out);
-      },
+         std::int64_t width,
+         Address out) { fastmtl::stitch_tiles(tiles, count, channels, outside, height, width, out); },
       "tiles int64 [count, 6], out uint8 [height, width, channels].");
   define(
       m, "transform_images",
