@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import pytest
@@ -39,3 +40,14 @@ def test_a_figure_is_its_row(milliseconds, peers):
         assert peer["contender"].split()[0] == name.strip(" ,").split()[0]
         assert _rounded(ours["p50_ms"], milliseconds)
         assert _rounded(peer["times_fastmtl"], ratio)
+
+
+def test_the_prediction_of_a_slide_is_its_row():
+    page = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
+    row = json.loads((ROOT / "benchmarks/results/predict-slide.json").read_text(encoding="utf-8"))
+    one, two = row["ranks: 1"], row["ranks: 2"]
+    shown = re.search(r"takes as long as .*?: ([\d.]+) ms .*?beside ([\d.]+) .*? are ([\d.]+) times", page, re.DOTALL)
+    took, alone, times = shown.groups()
+    assert _rounded(one["processor_ms_a_tile"], took)
+    assert _rounded(row["forward_ms"], alone)
+    assert _rounded(one["wall_ms_a_tile"] / two["wall_ms_a_tile"], times)
