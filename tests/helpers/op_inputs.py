@@ -52,6 +52,32 @@ def heads_of_classes(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
     return Call(tuple(maps), {"target": target.long().sum(1).clamp(max=2)})
 
 
+def _with_layer(pixels: Make) -> Make:
+    """As many features as channels, with a linear layer to the channels."""
+
+    def make(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
+        (x,), rest = pixels(shape, dtype, seed)
+        source = generator(seed + 1)
+        weight = torch.randn(shape[1], shape[1], generator=source, dtype=torch.float64)
+        return Call((x, weight.to(dtype), torch.randn(shape[1], generator=source).to(dtype)), rest)
+
+    return make
+
+
+def _with_fixed_layer(layer: Make) -> Make:
+    """The same, of which only the features are differentiable."""
+
+    def make(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
+        (x, weight, bias), rest = layer(shape, dtype, seed)
+        return Call((x,), rest | {"weight": weight, "bias": bias})
+
+    return make
+
+
+layer_of_classes, layer_of_channels = _with_layer(classes), _with_layer(sigmoid)
+features_of_classes, features_of_channels = _with_fixed_layer(layer_of_classes), _with_fixed_layer(layer_of_channels)
+
+
 def two_views(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
     return Call(views(*shape, dtype, scale=1.0, seed=seed), {"temperature": 0.5})
 

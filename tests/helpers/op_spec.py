@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from helpers.op_inputs import Make, Shape, classes, heads_of_classes, sigmoid
+from helpers.op_inputs import Make, Shape, classes, features_of_classes, heads_of_classes, sigmoid
 
 TINY, SMALL = (2, 3, 2, 2), (2, 3, 6, 5)
 PIXELS = "pixels"  # replaced by a mask of the target's shape with about two of three elements valid
@@ -62,4 +62,4 @@ class OpSpec:
     @property
     def of_classes(self) -> bool:
         """Whether the target holds class numbers."""
-        return self.make in (classes, heads_of_classes)
+        return self.make in (classes, heads_of_classes, features_of_classes)

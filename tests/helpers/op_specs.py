@@ -14,9 +14,13 @@ from helpers.op_inputs import (
     classes,
     combined,
     costs,
+    features_of_channels,
+    features_of_classes,
     gram_and_order,
     heads,
     heads_of_classes,
+    layer_of_channels,
+    layer_of_classes,
     naive_dice_bce,
     naive_dice_ce,
     naive_focal,
@@ -240,6 +244,46 @@ SPECS = (
         ),
         **_OF_HEADS,
     ),
+    *(
+        OpSpec(
+            f"linear_dice_ce_loss{name}",
+            "linear_dice_ce",
+            partial(ops.linear_dice_ce_loss, fuse=True),
+            make,
+            (
+                lambda C: {"reduction": "none", "class_weight": _weights(C), "squared_pred": True, "mask": PIXELS},
+                lambda C: {"reduction": "sum", "include_background": False, "label_smoothing": 0.3, "ignore_index": 1},
+                lambda C: {"batch": True, "jaccard": True, "empty": "skip", "ce_weight": 0.2, "dice_weight": 2.0},
+            ),
+            kept=3 * 2 * 3,
+            argument="features",
+            tolerance=1e-5,
+            shares=("linear_losses", "linear_blocks"),
+            batches=maps,
+            maps=maps,
+        )
+        for name, make, maps in (("", layer_of_classes, False), (" features", features_of_classes, True))
+    ),
+    *(
+        OpSpec(
+            f"linear_dice_bce_loss{name}",
+            "linear_dice_bce",
+            partial(ops.linear_dice_bce_loss, fuse=True),
+            make,
+            (
+                lambda C: {"reduction": "none", "squared_pred": True, "channel_weight": _weights(C), "mask": PIXELS},
+                lambda C: {"reduction": "sum", "jaccard": True, "pos_weight": _weights(C), "empty": "skip"},
+                lambda C: {"batch": True, "jaccard": True, "squared_pred": True, "bce_weight": 0.2},
+            ),
+            kept=3 * 2 * 3,
+            argument="features",
+            tolerance=1e-5,
+            shares=("linear_losses", "linear_blocks"),
+            batches=False,
+            maps=maps,
+        )
+        for name, make, maps in (("", layer_of_channels, False), (" features", features_of_channels, True))
+    ),
     OpSpec("gram", "gram", ops.gram, rows, large=(8, 100_003), kept=0, **_LINEAR),
     OpSpec("grad_norms", "gram", ops.grad_norms, rows, large=(8, 100_003), kept=3, **_LINEAR),
     OpSpec("combine", "combine", ops.combine, combined, large=(5, 200_003), kept=0, **_LINEAR),
@@ -299,8 +343,6 @@ SPECS = (
 # Public ops outside of this contract, and the tests that cover them.
 ELSEWHERE = {
     "fused_step": "tests/balance/test_fused_step.py",
-    "linear_dice_bce_loss": "tests/ops/test_linear_losses.py",
-    "linear_dice_ce_loss": "tests/ops/test_linear_losses.py",
     "release_memory": "tests/ops/test_buffer_cache.py",
     "sample_uncertain_points": "tests/ops/test_points.py",
     "stain_normalize": "tests/stain/test_stain_normalize.py",

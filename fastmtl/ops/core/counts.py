@@ -24,9 +24,7 @@ class WithCounts(Protocol[P]):
     """A loss with the option `return_counts`, as type checkers see it: a tensor, or a tuple with the counts."""
 
     @overload
-    def __call__(
-        self, input: Tensor, target: Tensor, *, return_counts: Literal[True], **options: Any
-    ) -> tuple[Tensor, Counts]: ...
+    def __call__(self, *tensors: Any, return_counts: Literal[True], **options: Any) -> tuple[Tensor, Counts]: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
 

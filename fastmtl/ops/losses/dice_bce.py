@@ -123,7 +123,12 @@ def dice_bce_loss(
     if input.dim() == 2:  # no spatial dims: planes of one pixel
         input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
     loss, _, counts = dice_bce_op(*Tensors(input, target, pos_weight, weight, mask), *options)
-    return (loss, Counts(counts[0], counts[1], counts[2], counts[3].sum(1))) if return_counts else loss
+    return (loss, counts_of(counts)) if return_counts else loss
+
+
+def counts_of(counts: Tensor) -> Counts:
+    """The public form of the op's [4, B, C]."""
+    return Counts(counts[0], counts[1], counts[2], counts[3].sum(1))
 
 
 def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,12 +114,18 @@ def reference_counts(input: Tensor, target: Tensor, mask: Tensor | None) -> Tens
 
 
 def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
-    """[3, B, C] or [3, 1, C] of one group, from the formulas at the top of dice_bce.py.
+    """[3, B, C] or [3, 1, C] of one group."""
+    input, target, pos_weight, weight, mask = tensors
+    return slopes_of_sums(segment_sums(input, target, pos_weight, mask, o.batch, o.squared_pred), weight, o)
+
+
+def slopes_of_sums(sums: Sequence[Tensor], weight: Tensor | None, o: Options) -> Tensor:
+    """The loss's slopes in the sums I, P, T, BCE and elements of each segment, [B, C] or [C]: in BCE, I and P, [3, B, C]
+    or [3, 1, C], from the formulas at the top of dice_bce.py.
 
     A number divided by an integer tensor is float32 for any logits, so counts are converted first.
     """
-    input, target, pos_weight, weight, mask = tensors
-    i, p, t, _, elements = segment_sums(input, target, pos_weight, mask, o.batch, o.squared_pred)
+    i, p, t, _, elements = sums
     counted = (elements > 0) & ((t != 0) | (o.empty != "skip"))
     i, p, t = (torch.where(counted, part, 0.0) for part in (i, p, t))  # a NaN that does not count must not spread
     empty_pair = (t == 0) & (p == 0)

@@ -95,8 +95,7 @@ def dice_ce_loss(
     checks.flag("return_counts", return_counts)
     check_reduction(reduction, batch)
     tensors = check_tensors(input, target, weight, mask)
-    if return_counts and tensors.soft:
-        raise ValueError("`return_counts` needs class numbers as `target`; got probabilities. Pass target.argmax(1).")
+    soft_has_no_counts(tensors.soft, return_counts)
     options = Options(
         ce_weight=ce_weight,
         dice_weight=dice_weight,
@@ -114,10 +113,19 @@ def dice_ce_loss(
         backend=backend,
     )
     loss, counts = run(tensors, options)
-    if not return_counts:
-        return loss
+    return (loss, counts_of(counts)) if return_counts else loss
+
+
+def soft_has_no_counts(soft: bool, return_counts: bool) -> None:
+    """Refuse `return_counts` with probabilities."""
+    if soft and return_counts:
+        raise ValueError("`return_counts` needs class numbers as `target`; got probabilities. Pass target.argmax(1).")
+
+
+def counts_of(counts: Tensor) -> Counts:
+    """The public form of the op's [B, 3 C + 1]."""
     true_positive, false_positive, false_negative = counts[:, :-1].unflatten(1, (3, -1)).unbind(1)
-    return loss, Counts(true_positive, false_positive, false_negative, counts[:, -1])
+    return Counts(true_positive, false_positive, false_negative, counts[:, -1])
 
 
 def check_reduction(reduction: str, batch: bool) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...reference.dice_ce import dice_ce_loss as reference_loss
-from ...reference.overlap import softmax_sums
+from ...reference.overlap import OverlapSums, softmax_sums
 from ..core import backends
 from ..core.buffer_cache import Recycled
 from ..core.checks import EMPTY, Backend, Empty, Flag, Fraction, NotNegative, Number
@@ -106,32 +106,47 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     """The slopes, as `new_outputs` shapes them."""
     mask = _expanded(tensors)["mask"]
-    sums, spread = softmax_sums(tensors.input, tensors.target, mask, o.ignore_index, o.squared_pred)
-    w = torch.ones_like(spread[0]) if tensors.weight is None else tensors.weight.to(spread.dtype)
-    over = sums.elements[:, :1] if tensors.soft else (w * sums.target).sum(1, keepdim=True)  # [B, 1]
+    sums, _ = softmax_sums(tensors.input, tensors.target, mask, o.ignore_index, o.squared_pred)
+    if alone(tensors, o):
+        over = _divisor(sums, tensors.weight, tensors.soft, o)
+        of_pixel = (o.ce_weight / over).expand(tensors.input.shape[0], 1).squeeze(1)
+        return reference_coefficients(of_pixel, tensors.input, tensors.target, tensors.mask, o.ignore_index).unsqueeze(
+            -1
+        )
+    return slopes_of_sums(sums, tensors.weight, tensors.soft, o)
+
+
+def _class_weights(sums: OverlapSums, weight: Tensor | None) -> Tensor:
+    return torch.ones_like(sums.target[0]) if weight is None else weight.to(sums.target.dtype)
+
+
+def _divisor(sums: OverlapSums, weight: Tensor | None, soft: bool, o: Options) -> Tensor:
+    """Of the cross-entropy: [B, 1], or one number for the whole batch."""
+    over = sums.elements[:, :1]
+    over = over if soft else (_class_weights(sums, weight) * sums.target).sum(1, keepdim=True)
+    over = over.sum() if o.reduction == "mean" else over
+    return torch.ones_like(over) if o.reduction in ("total", "totals") else torch.where(over == 0, 1.0, over)
+
+
+def slopes_of_sums(sums: OverlapSums, weight: Tensor | None, soft: bool, o: Options) -> Tensor:
+    """The loss's slopes [3, B, C] in cross-entropy, I and P, from the sums of each class of each sample; soft: whether
+    the target was probabilities."""
+    w = _class_weights(sums, weight)
     i, p, t, _, elements = (s.sum(0, keepdim=True) if o.batch else s for s in sums)
     pair = (t == 0) & (p == 0)
     counted = (elements > 0) & ((t != 0) | (o.empty != "skip"))
     if not o.include_background:
         counted = counted & (torch.arange(w.numel(), device=w.device) > 0)
     number = counted.sum(1, keepdim=True)
-    if o.reduction == "mean":
-        over, number = over.sum(), number.sum()
+    number = number.sum() if o.reduction == "mean" else number
     denominator = torch.where(pair, 1.0, (2 * (p + t - i) if o.jaccard else p + t) + o.smooth_dr)
     score = (2 * i + o.smooth_nr) / denominator
     scale = torch.where(counted & ~pair, o.dice_weight * w / number.clamp(min=1), 0.0)
     # Without a Dice term a NaN score, from an infinite logit, must not reach the other pixels.
     of_i = torch.where(scale == 0, 0.0, scale * (-2 - 2 * score * o.jaccard) / denominator)
     of_p = torch.where(scale == 0, 0.0, scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator)
-    undivided = o.reduction in ("total", "totals")
-    of_pixel = o.ce_weight / (torch.ones_like(over) if undivided else torch.where(over == 0, 1.0, over))
-    if alone(tensors, o):
-        of_pixel = of_pixel.expand(tensors.input.shape[0], 1).squeeze(1)
-        return reference_coefficients(of_pixel, tensors.input, tensors.target, tensors.mask, o.ignore_index).unsqueeze(
-            -1
-        )
-    of_ce = w * of_pixel
-    return torch.stack([slopes.expand_as(spread) for slopes in (of_ce, of_i, of_p)])
+    of_ce = w * (o.ce_weight / _divisor(sums, weight, soft, o))
+    return torch.stack([slopes.expand_as(sums.target) for slopes in (of_ce, of_i, of_p)])
 
 
 def _reference_counts(tensors: Tensors, options: Options) -> Tensor:

@@ -2,20 +2,21 @@
 
 The loss is a function of sums over each class of each sample, so the forward adds up the sums of blocks, and the
 backward computes each block's logits again, their gradient from the slopes of the loss in the sums, and from it the
-gradients of features, weight and bias. Both read the features once; of the logits, [B, C, *spatial], and of their
-gradient, neither is stored.
+gradients of features, weight and bias. Both read the features once; neither the logits [B, C, *spatial] nor their
+gradient are stored.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import checks
 from ..core.backends import FLOATING
-from ..core.planes import in_place
+from ..core.planes import gradient_like, in_place
 
 _BLOCK_BYTES = 2**21  # of logits: they stay in a core's caches between the product and the loss
 _LEAST_PIXELS = 256
@@ -23,6 +24,9 @@ _LEAST_PIXELS = 256
 # tensors, those of the features too: it returns larger blocks, and new ones cost page faults.
 _SMALL_BYTES = 2**25
 _FEW_CLASSES = 32  # on a GPU, likewise
+
+Sums = Callable[[Tensor, int, slice], Tensor]  # (logits [1, C, n], sample, pixels) -> sums [K, 1, ...] of the block
+Gradient = Callable[[Tensor, int, slice], Tensor]  # the same -> gradient of the logits [1, C, n]
 
 
 class Layer(NamedTuple):
@@ -46,6 +50,20 @@ class Layer(NamedTuple):
         return dtype if self.features.is_cuda else torch.promote_types(dtype, torch.float32)
 
     @property
+    def sums(self) -> torch.dtype:
+        """Of the loss and of the sums over pixels."""
+        return torch.promote_types(self.features.dtype, torch.float32)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Layer:
+        """From the list of tensors that the ops take: features, weight and, if there is one, the bias."""
+        return cls(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.features, self.weight] if self.bias is None else [self.features, self.weight, self.bias]
+
+    @property
     def matrix(self) -> Tensor:
         """The weight as [C, F]."""
         return self.weight.flatten(1)
@@ -59,22 +77,6 @@ class Layer(NamedTuple):
         """A tensor with the shape, dtype and device of the logits [B, C, *spatial], without their memory."""
         one = self.features.detach()[:, :1]
         return one.expand(-1, self.weight.shape[0], *one.shape[2:])
-
-
-class BlockLoss(Protocol):
-    """A loss of sums over pixels; K sums for each class of each sample."""
-
-    def sums(self, logits: Tensor, sample: int, pixels: slice) -> Tensor:
-        """[K, 1, C] over the block `pixels` of a sample; logits [1, C, n]."""
-        ...
-
-    def gradient(self, grad: Tensor, logits: Tensor, sample: int, pixels: slice) -> Tensor:
-        """The gradient of the logits [1, C, n]; grad: of the sums [K, 1, C]."""
-        ...
-
-    def loss(self, sums: Tensor) -> Tensor:
-        """The loss from the sums [K, B, C], differentiable."""
-        ...
 
 
 def check_layer(features: object, weight: object, bias: object, *, classes: int) -> Layer:
@@ -133,55 +135,33 @@ def stored_logits(layer: Layer) -> Tensor:
     return logits.unflatten(2, layer.features.shape[2:])
 
 
-def linear_loss(layer: Layer, loss: BlockLoss) -> Tensor:
-    """The loss of the layer's logits. Differentiable once, in features, weight and bias; deterministic."""
-    if torch.compiler.is_compiling():
-        # Not traced: it loops over any number of blocks, and its backward differentiates the loss of the sums.
-        not_traced: Any = torch.compiler.disable(_without_autocast)
-        return not_traced(layer, loss)
-    return _without_autocast(layer, loss)
-
-
-class _LinearLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, loss: BlockLoss) -> Tensor:
-        product, total = _Product.of(Layer(features, weight, bias)), list[Tensor]()
-        for sample in range(features.shape[0]):
-            parts = [loss.sums(product.logits(sample, pixels), sample, pixels) for pixels in product.blocks]
+def sums_of_blocks(layer: Layer, valid: Tensor | None, sums: Sums) -> Tensor:
+    """The float64 sums over blocks, [K, B, ...]; valid: pixels [B, 1, N] whose features are read, None: all."""
+    product, total = _Product.of(layer, valid), list[Tensor]()
+    with _exactly(layer):
+        for sample in range(product.features.shape[0]):
+            parts = [sums(product.logits(sample, pixels), sample, pixels) for pixels in product.blocks]
             total.append(torch.stack(parts).to(torch.float64).sum(0))
-        ctx.loss, sums = loss, torch.cat(total, 1).to(torch.promote_types(features.dtype, torch.float32))
-        ctx.save_for_backward(features, weight, bias, sums)
-        return loss.loss(sums)
+    return torch.cat(total, 1)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        if torch.is_grad_enabled():  # with create_graph=True, which would get gradients without a graph
-            raise RuntimeError("a loss fused with its linear layer can be differentiated once; pass fuse=False.")
-        features, weight, bias, sums = ctx.saved_tensors
-        product, loss = _Product.of(Layer(features, weight, bias)), ctx.loss
-        with torch.enable_grad():
-            leaf = sums.detach().requires_grad_()
-            (slopes,) = torch.autograd.grad(loss.loss(leaf), leaf, grads)
-        wants_features, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        of_features = torch.empty_like(product.features) if wants_features else None
-        of_weight = sums.new_zeros(product.rows.shape) if wants_weight else None
-        of_bias = sums.new_zeros(product.rows.shape[:1]) if wants_bias else None
-        for sample in range(features.shape[0]):
+
+def gradients_of_blocks(layer: Layer, valid: Tensor | None, gradient: Gradient) -> list[Tensor]:
+    """The gradients of features, weight and bias, from those of the logits of blocks."""
+    product = _Product.of(layer, valid)
+    of_features = gradient_like(layer.features)
+    written = of_features.flatten(2)
+    of_weight = product.rows.new_zeros(product.rows.shape, dtype=layer.sums)
+    of_bias = of_weight.new_zeros(of_weight.shape[0])
+    with _exactly(layer):
+        for sample in range(product.features.shape[0]):
             for pixels in product.blocks:
-                grad = slopes[:, sample : sample + 1]
-                inner = loss.gradient(grad, product.logits(sample, pixels), sample, pixels)[0]
-                if of_features is not None:
-                    of_features[sample, :, pixels] = product.rows.t() @ inner
-                if of_weight is not None:
-                    of_weight += (inner @ product.read(sample, pixels).t()).to(of_weight.dtype)
-                if of_bias is not None:
-                    of_bias += inner.sum(1, dtype=of_bias.dtype)
-        return (
-            None if of_features is None else of_features.unflatten(2, features.shape[2:]),
-            None if of_weight is None else of_weight.view(weight.shape).to(weight.dtype),
-            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
-            None,
-        )
+                read = product.read(sample, pixels)
+                inner = gradient(product.product(read), sample, pixels)[0]
+                written[sample, :, pixels] = product.rows.t() @ inner
+                of_weight += inner @ read.t()
+                of_bias += inner.sum(1, dtype=of_bias.dtype)
+    found = [of_features, of_weight.view(layer.weight.shape).to(layer.weight.dtype)]
+    return found if layer.bias is None else [*found, of_bias.to(layer.bias.dtype)]
 
 
 class _Product(NamedTuple):
@@ -190,11 +170,13 @@ class _Product(NamedTuple):
     features: Tensor  # [B, F, N]
     rows: Tensor  # [C, F]
     bias: Tensor | None  # [C, 1]
+    valid: Tensor | None  # [B, 1, N]
 
     @classmethod
-    def of(cls, layer: Layer) -> _Product:
+    def of(cls, layer: Layer, valid: Tensor | None) -> _Product:
         compute, bias = layer.compute, layer.bias
-        return cls(layer.pixels, layer.matrix.to(compute), None if bias is None else bias.to(compute).unsqueeze(1))
+        bias = None if bias is None else bias.to(compute).unsqueeze(1)
+        return cls(layer.pixels, layer.matrix.to(compute), bias, valid)
 
     @property
     def blocks(self) -> list[slice]:
@@ -204,15 +186,19 @@ class _Product(NamedTuple):
         return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
     def read(self, sample: int, pixels: slice) -> Tensor:
-        """The features [F, n] of a block, in the type of the product."""
-        return self.features[sample, :, pixels].to(self.rows.dtype)
+        """The features [F, n] of a block, in the type of the product; 0 where a pixel is not valid, because 0 times
+        the NaN that may be there would be NaN in the gradient of the weight."""
+        read = self.features[sample, :, pixels].to(self.rows.dtype)
+        return read if self.valid is None else torch.where(self.valid[sample, :, pixels], read, 0.0)
 
-    def logits(self, sample: int, pixels: slice) -> Tensor:
-        """[1, C, n]."""
-        read = self.read(sample, pixels)
+    def product(self, read: Tensor) -> Tensor:
+        """The logits [1, C, n] of features [F, n]."""
         return (self.rows @ read if self.bias is None else torch.addmm(self.bias, self.rows, read)).unsqueeze(0)
 
+    def logits(self, sample: int, pixels: slice) -> Tensor:
+        return self.product(self.read(sample, pixels))
 
-def _without_autocast(layer: Layer, loss: BlockLoss) -> Any:
-    with torch.autocast(layer.features.device.type, enabled=False):
-        return _LinearLoss.apply(*layer, loss)
+
+def _exactly(layer: Layer) -> torch.autocast:
+    """Without autocast, which would round the products of the blocks."""
+    return torch.autocast(layer.features.device.type, enabled=False)

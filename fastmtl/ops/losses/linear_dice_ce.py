@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
-
-import torch
 from torch import Tensor
 
-from ...reference.dice_ce import loss_of_sums
-from ...reference.overlap import OverlapSums
 from ..core import checks, class_checks
+from ..core.counts import Counts, with_counts
 from ..core.fields import checks_of, keywords
-from .dice_ce import check_reduction, dice_ce_loss
+from ..core.loss_op import LossOp
+from .dice_ce import check_reduction, counts_of, dice_ce_loss, soft_has_no_counts
 from .dice_ce_backends import Options
-from .linear_blocks import check_layer, linear_loss, stored_logits, stores_logits
-from .softmax_overlap import softmax_overlap_op
+from .linear_blocks import check_layer, stored_logits, stores_logits
+from .linear_dice_ce_backends import BACKENDS, Tensors, new_outputs, reference
 
 _check_options = checks_of(Options)
 
 
+@with_counts
 def linear_dice_ce_loss(
     features: Tensor,
     weight: Tensor,
@@ -39,9 +37,10 @@ def linear_dice_ce_loss(
     smooth_dr: float = 1e-5,
     empty: str = "one",
     reduction: str = "mean",
+    return_counts: bool = False,
     fuse: bool | None = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Counts]:
     """`dice_ce_loss` of the logits `weight @ features + bias` at every pixel, without storing logits or their gradient.
 
     For networks whose last layer is a 1x1 convolution to many classes, or of volumes: there the logits and their
@@ -59,17 +58,18 @@ def linear_dice_ce_loss(
         target: class numbers [B, *spatial] or [B, 1, *spatial], or probabilities, as for `dice_ce_loss`.
         class_weight: [C], the `weight` of `dice_ce_loss`.
         ce_weight, dice_weight, mask, ignore_index, label_smoothing, include_background, batch, squared_pred, jaccard,
-            smooth_nr, smooth_dr, empty, reduction: as for `dice_ce_loss`.
+            smooth_nr, smooth_dr, empty, reduction, return_counts: as for `dice_ce_loss`.
         fuse: False stores the logits and calls `dice_ce_loss`, True never does. None stores them where that is faster:
             if they, and on a CPU the features too, have less than 32 MiB; on a GPU also for fewer than 32 classes.
         backend: of the sums and gradients of each block, as for `dice_ce_loss`.
 
     Returns:
         A scalar, or [B] for reduction "none"; float32, or float64 for float64 features. Where nothing is stored,
-        half-precision features are multiplied in float32 on a CPU, and in their own type on a GPU.
+        half-precision features are multiplied in float32 on a CPU, and in their own type on a GPU. With
+        `return_counts=True` a tuple (loss, `ops.Counts`).
 
-    Differentiable in features, weight and bias, once where nothing is stored. Deterministic. torch.compile runs it
-    between two graphs.
+    Differentiable in features, weight and bias, any number of times; second and forward-mode derivatives store logits.
+    Deterministic. The backward keeps the inputs and three numbers per segment.
 
     Raises:
         ValueError, TypeError: an invalid argument, which the message names; class numbers as in `dice_ce_loss`.
@@ -84,6 +84,7 @@ def linear_dice_ce_loss(
     """
     layer = check_layer(features, weight, bias, classes=2)
     checks.tensor("target", target)
+    checks.flag("return_counts", return_counts)
     check_reduction(reduction, batch)
     options = Options(
         ce_weight=ce_weight,
@@ -98,68 +99,28 @@ def linear_dice_ce_loss(
         smooth_dr=smooth_dr,
         empty=empty,
         reduction=reduction,
+        counts=return_counts,
         backend=backend,
     )
     _check_options(options)
     shape = layer.like_logits()
     class_weight = class_checks.class_weight(class_weight, shape, "class_weight")
     if stores_logits(layer, fuse):
-        settings = keywords(options, "counts", "ignore_index")
-        logits = stored_logits(layer)
-        return cast(
-            Tensor, dice_ce_loss(logits, target, weight=class_weight, mask=mask, ignore_index=ignore_index, **settings)
-        )
+        given = {"weight": class_weight, "mask": mask, "ignore_index": ignore_index, "return_counts": return_counts}
+        return dice_ce_loss(stored_logits(layer), target, **keywords(options, "counts", "ignore_index"), **given)
     _, target = class_checks.logits_and_classes(shape, target)
-    mask = class_checks.pixel_mask(mask, shape)
-    if checks.may_look(target):  # all of it before the first block
-        class_checks.check_classes(target, mask, shape, options.ignore_index)
-    mask = None if mask is None else mask.expand(shape.shape[0], 1, *shape.shape[2:]).flatten(2)
-    return linear_loss(layer, _DiceCE(target.flatten(2), class_weight, mask, options))
+    tensors = Tensors(layer.tensors, target, class_weight, class_checks.pixel_mask(mask, shape))
+    soft_has_no_counts(tensors.soft, return_counts)
+    loss, _, counts = _linear_dice_ce(*tensors, *options)
+    return (loss, counts_of(counts)) if return_counts else loss
 
 
-class _DiceCE(NamedTuple):
-    """The loss of the sums I, P, T, cross-entropy and pixels of each class, and with label smoothing of -sum log p."""
-
-    target: Tensor  # [B, 1 or C, N]
-    class_weight: Tensor | None
-    mask: Tensor | None  # [B, 1, N]
-    options: Options
-
-    def sums(self, logits: Tensor, sample: int, pixels: slice) -> Tensor:
-        parts = [softmax_overlap_op(logits, *given)[0] for given in self._given(logits, sample, pixels)]
-        return parts[0] if len(parts) == 1 else torch.cat([parts[0], parts[1][3:4] * logits.shape[1]])
-
-    def gradient(self, grad: Tensor, logits: Tensor, sample: int, pixels: slice) -> Tensor:
-        given = self._given(logits, sample, pixels)
-        none = grad.new_empty(0)
-        found = self._backward(grad[:5], logits, given[0], none)
-        if len(given) > 1:
-            of_entropy = torch.zeros_like(grad[:5])
-            of_entropy[3] = grad[5] * logits.shape[1]
-            found = found + self._backward(of_entropy, logits, given[1], none)
-        return found
-
-    @staticmethod
-    def _backward(grad: Tensor, logits: Tensor, given: tuple[Any, ...], none: Tensor) -> Tensor:
-        target, mask, *options = given
-        return softmax_overlap_op.backward(grad.contiguous(), logits, target, mask, none, *options)
-
-    def loss(self, sums: Tensor) -> Tensor:
-        settings = keywords(self.options, "counts", "backend", "ignore_index", "squared_pred")
-        spread = sums[5] if len(sums) > 5 else sums[3]
-        soft = self.target.shape[1] != 1
-        return loss_of_sums(OverlapSums(*sums[:5]), spread, soft=soft, weight=self.class_weight, **settings)
-
-    def _given(self, logits: Tensor, sample: int, pixels: slice) -> list[tuple[Any, ...]]:
-        """The arguments of `softmax_overlap` after the logits: of the target, and with label smoothing also of equal
-        shares of all classes, whose cross-entropy is that of smoothing."""
-        o, target = self.options, self.target[sample : sample + 1, :, pixels]
-        mask = None if self.mask is None else self.mask[sample : sample + 1, :, pixels]
-        given: list[tuple[Any, ...]] = [(target, mask, o.ignore_index, o.squared_pred, o.backend)]
-        if o.label_smoothing:
-            if target.shape[1] == 1:
-                valid = target != o.ignore_index
-                mask = valid if mask is None else valid & mask.bool()
-            equal = logits.new_full((), 1 / logits.shape[1]).expand(logits.shape)
-            given.append((equal, mask, o.ignore_index, False, o.backend))
-        return given
+_linear_dice_ce = LossOp(
+    "linear_dice_ce",
+    Tensors,
+    Options,
+    backends=BACKENDS,
+    outputs=3,
+    fake=new_outputs,
+    reference=reference,
+)
