@@ -1,11 +1,13 @@
 """Losses fused with the linear layer before them: the values and gradients of the layer and the loss of its logits."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fastmtl import losses, ops
-from fastmtl.ops.losses import linear_blocks
+from fastmtl.ops.losses import linear_blocks, linear_dice_ce
 
 SOFTMAX = {
     "plain": {},
@@ -141,23 +143,41 @@ def test_float64_agrees_with_finite_differences():
     )
 
 
-def test_only_the_wanted_gradients_and_no_second_ones():
+def test_only_the_wanted_gradients():
     x, weight, bias = _layer()
     target = torch.randint(0, 7, (2, 20, 31))
     ops.linear_dice_ce_loss(x.detach(), weight, bias.detach(), target, fuse=True).backward()
     assert weight.grad is not None
     assert x.grad is bias.grad is None
-    loss = ops.linear_dice_ce_loss(x, weight, bias, target, fuse=True)
-    with pytest.raises(RuntimeError, match="can be differentiated once; pass fuse=False"):
-        torch.autograd.grad(loss, x, create_graph=True)
 
 
+def test_second_derivatives():
+    layer = _layer((3, 4), channels=3, features=2, dtype=torch.float64, batch=1)
+    target, mask = torch.randint(0, 3, (1, 3, 4)), torch.rand(1, 3, 3, 4) > 0.3
+    for loss, of in ((ops.linear_dice_ce_loss, target), (ops.linear_dice_bce_loss, mask)):
+        assert torch.autograd.gradgradcheck(lambda *given: loss(*given, of, fuse=True), layer)
+
+
+@pytest.mark.parametrize(("loss", "soft"), [(ops.linear_dice_ce_loss, False), (ops.linear_dice_bce_loss, True)])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks there itself
-def test_a_compiled_loop_runs_it_between_its_graphs():
+def test_compiled_it_is_one_graph(loss, soft):
+    layer = _layer()
+    target = torch.rand(2, 7, 20, 31) if soft else torch.randint(0, 7, (2, 20, 31))
+    compiled = torch.compile(partial(loss, fuse=True), backend="aot_eager", fullgraph=True)
+    _same(compiled(*layer, target), loss(*layer, target, fuse=True), layer)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_counts_are_those_of_the_logits(fuse):
     layer, target = _layer(), torch.randint(0, 7, (2, 20, 31))
-    settings = {"fuse": True, "label_smoothing": 0.1}
-    compiled = torch.compile(ops.linear_dice_ce_loss, backend="aot_eager")
-    _same(compiled(*layer, target, **settings), ops.linear_dice_ce_loss(*layer, target, **settings), layer)
+    target[:, :3] = -100
+    _, found = ops.linear_dice_ce_loss(*layer, target, return_counts=True, fuse=fuse)
+    _, expected = ops.dice_ce_loss(_logits(*layer), target, return_counts=True)
+    masks = torch.rand(2, 7, 20, 31) > 0.5
+    _, found_masks = ops.linear_dice_bce_loss(*layer, masks, return_counts=True, fuse=fuse)
+    _, expected_masks = ops.dice_bce_loss(_logits(*layer), masks, return_counts=True)
+    for one, other in ((found, expected), (found_masks, expected_masks)):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_modules_keep_the_settings():
@@ -214,7 +234,8 @@ def test_no_tensor_of_the_size_of_the_logits_is_made(monkeypatch):
 
 def test_logits_of_small_features_are_stored(monkeypatch):
     calls = []
-    monkeypatch.setattr(linear_blocks, "_without_autocast", lambda *given: calls.append(given) or torch.zeros(()))
+    run = linear_dice_ce._linear_dice_ce
+    monkeypatch.setattr(linear_dice_ce, "_linear_dice_ce", lambda *given: calls.append(given) or run(*given))
     features, of_40 = 2 * 5 * 20 * 31 * 4, 2 * 40 * 20 * 31 * 4
     limits = (2, features, 1), (2, features + 1, 0), (40, of_40, 1), (40, of_40 + 1, 0)
     for channels, small, expected in limits:

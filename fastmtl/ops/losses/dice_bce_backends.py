@@ -120,8 +120,8 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
 
 
 def slopes_of_sums(sums: Sequence[Tensor], weight: Tensor | None, o: Options) -> Tensor:
-    """The loss's slopes in the sums I, P, T, BCE and elements of each segment, [B, C] or [C]: in BCE, I and P, [3, B, C]
-    or [3, 1, C], from the formulas at the top of dice_bce.py.
+    """The loss's slopes in BCE, I and P, [3, B, C] or [3, 1, C], from the sums I, P, T, BCE and elements of each
+    segment, [B, C] or [C], by the formulas at the top of dice_bce.py.
 
     A number divided by an integer tensor is float32 for any logits, so counts are converted first.
     """

@@ -6,7 +6,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...reference.dice_bce import loss_of_sums
