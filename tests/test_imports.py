@@ -40,8 +40,8 @@ ALLOWED = {
     },
     "reproduce": {"api", "builders", "config", "data", "evaluation", "report", "training", "utils"},
     "benchmarks": {
-        *("balance", "builders", "config", "data", "distributed", "kernels", "losses", "models", "ops", "protocols"),
-        *("reference", "tasks", "training", "utils"),
+        *("api", "balance", "builders", "config", "data", "distributed", "integrations", "kernels", "losses", "models"),
+        *("ops", "protocols", "reference", "tasks", "training", "utils"),
     },
     "cli": {
         "api",

@@ -10,7 +10,12 @@ from helpers.parity import about
 
 import fastmtl
 
-SKIPPED = ("fastmtl.kernels", "fastmtl.benchmarks", "fastmtl._C")  # device code; measured elsewhere; compiled
+SKIPPED = (
+    "fastmtl.kernels",  # device code
+    "fastmtl.benchmarks",  # measured elsewhere
+    "fastmtl._C",  # compiled
+    "fastmtl.integrations.nnunet_trainers.",  # nnU-Net imports them
+)
 
 
 def _modules() -> list[str]:
