@@ -43,14 +43,22 @@ def test_only_tiles_that_are_not_kept_are_read():
         found = {item.tile: stream for item, stream in recent.read(raster, _wanted(*tiles), reads)}
         assert {tile: stream.tolist() for tile, stream in found.items()} == {n: [n] * (n + 1) for n in tiles}
     assert reads.tiles == [0, 1, 2]
-    list(recent.read(_raster(), _wanted(0), reads))
+    recent.read(_raster(), _wanted(0), reads)
     assert reads.tiles == [0, 1, 2, 0], "another raster's tile"
+
+
+def test_the_order_does_not_depend_on_what_is_kept():
+    """Where tiles overlap, a later one lies over an earlier one."""
+    recent, raster, reads = RecentTiles(100), _raster(), _Reads()
+    for _ in range(2):
+        recent.read(raster, _wanted(2), reads)
+        assert [item.tile for item, _ in recent.read(raster, _wanted(1, 2, 0), reads)] == [1, 2, 0]
 
 
 def test_what_was_used_longest_ago_is_forgotten_and_large_tiles_are_not_kept():
     recent, raster, reads = RecentTiles(6), _raster(), _Reads()
     for tiles in ((0,), (1,), (0,), (3,), (0,), (1,), (8,), (8,)):
-        list(recent.read(raster, _wanted(*tiles), reads))
+        recent.read(raster, _wanted(*tiles), reads)
     assert reads.tiles == [0, 1, 3, 1, 8, 8]
 
 
@@ -58,7 +66,7 @@ def test_a_damaged_tile_is_read_again_and_those_before_it_are_kept():
     recent, raster, reads = RecentTiles(100), _raster(), _Reads()
     for _ in range(2):
         with pytest.raises(ValueError, match="damaged"):
-            list(recent.read(raster, _wanted(0, 9), reads))
+            recent.read(raster, _wanted(0, 9), reads)
     assert reads.tiles == [0, 9, 9]
 
 

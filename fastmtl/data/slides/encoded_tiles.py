@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -186,7 +186,7 @@ class EncodedTileReader:
                 raise self._damaged(raster, item, str(error)) from error
             yield item, pixels
 
-    def _encoded(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, NDArray[np.uint8]]]:
+    def _encoded(self, raster: Raster, wanted: list[Wanted]) -> Iterable[tuple[Wanted, NDArray[np.uint8]]]:
         """Each tile, or stack of parts of a JPEG, as a complete image."""
 
         def read(missing: list[Wanted]) -> Iterator[tuple[Wanted, NDArray[np.uint8]]]:

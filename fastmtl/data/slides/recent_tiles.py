@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -33,25 +33,22 @@ class RecentTiles:
         raster: Raster,
         wanted: Sequence[Wanted],
         read: Callable[[list[Wanted]], Iterable[tuple[Wanted, _Stream]]],
-    ) -> Iterator[tuple[Wanted, _Stream]]:
+    ) -> list[tuple[Wanted, _Stream]]:
         """The stream of each wanted tile, never changed afterwards; `read` is called for those that are not kept.
 
         Raises:
             Exception: what `read` raised; the tiles that it returned before are kept.
         """
         with self._lock:
-            kept = {
-                item.tile: self._streams[raster, item.tile] for item in wanted if (raster, item.tile) in self._streams
-            }
-            for tile in kept:
+            keys = [(raster, item.tile) for item in wanted]
+            streams = {key[1]: self._streams[key] for key in keys if key in self._streams}
+            for tile in streams:
                 self._streams.move_to_end((raster, tile))
-        for item in wanted:
-            if item.tile in kept:
-                yield item, kept[item.tile]
-        missing = [item for item in wanted if item.tile not in kept]
+        missing = [item for item in wanted if item.tile not in streams]
         for item, stream in read(missing) if missing else ():
             self._keep((raster, item.tile), stream)
-            yield item, stream
+            streams[item.tile] = stream
+        return [(item, streams[item.tile]) for item in wanted]  # in this order whatever was kept
 
     def _keep(self, key: tuple[Raster, int], stream: _Stream) -> None:
         if stream.nbytes > self._most_bytes:
