@@ -45,3 +45,19 @@ def test_the_extension_of_another_clone_is_not_used(tmp_path, monkeypatch):
     other.__file__ = str(tmp_path / "fastmtl" / "_C.so")
     monkeypatch.setitem(sys.modules, "fastmtl._C", other)
     assert str(backends._load_extension()).startswith("fastmtl._C is not built")
+
+
+def test_an_extension_that_is_a_link_into_a_cache_is_used(tmp_path, monkeypatch):
+    package, cache = tmp_path / "site-packages" / "fastmtl", tmp_path / "cache"
+    package.mkdir(parents=True)
+    cache.mkdir()
+    (cache / "_C.so").touch()
+    (package / "_C.so").symlink_to(cache / "_C.so")
+    (tmp_path / "link").symlink_to(package.parent)
+    monkeypatch.setattr(backends, "_PACKAGE", package)
+    for folder in (package, tmp_path / "link" / "fastmtl"):
+        module = ModuleType("fastmtl._C")
+        module.__file__ = str(folder / "_C.so")
+        monkeypatch.setitem(sys.modules, "fastmtl._C", module)
+        backends._load_extension.cache_clear()
+        assert backends._load_extension() is module

@@ -45,8 +45,9 @@ def _load_extension() -> ModuleType | str:
         return _not_built(_PACKAGE)
     except ImportError as error:  # built, but a dependency is missing; the error names it
         return f"fastmtl._C does not load: {error}"
-    # An editable install of another clone offers its own, built from other code.
-    return module if Path(str(module.__file__)).resolve().parent == _PACKAGE.resolve() else _not_built(_PACKAGE)
+    # An editable install of another clone offers its own, built from other code. The file itself may be a link: package
+    # managers link installed files to their cache.
+    return module if Path(str(module.__file__)).parent.resolve() == _PACKAGE.resolve() else _not_built(_PACKAGE)
 
 
 def _not_built(package: Path) -> str:
