@@ -71,6 +71,8 @@ class LoadedRun:
         >>> run.predict("tile.png")["segmentation"]["mask"].shape  # doctest: +SKIP
         torch.Size([224, 224])
         """
+        if not images:
+            return []
         trained = self._trained
         tiles = [self._tile(image) for image in images]
         if self.recipe.data.preprocessing:

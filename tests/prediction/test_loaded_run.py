@@ -49,6 +49,7 @@ def test_files_and_arrays_give_what_the_command_writes(images, changes, tmp_path
 
 def test_what_is_no_image_is_named(images, tmp_path):
     loaded = fastmtl.load(untrained(tmp_path / "run"), device="cpu")
+    assert loaded.predict_all([]) == []
     (tmp_path / "cut.png").write_bytes((images / "P0-1.png").read_bytes()[:100])
     for wrong, said in (
         (tmp_path / "none.png", r"none\.png: .*Nothing was predicted"),

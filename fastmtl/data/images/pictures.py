@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")  # Pillow runs another program for PostScript
 _ORIENTATION_TAG = 0x0112
-_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_WIDTH, _HEIGHT, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 278, 322, 323
 _PLANES = 4  # at most, of a TIFF that stores its colours separately
 
 
@@ -89,6 +89,10 @@ def picture_size(picture: ImageSource) -> tuple[int, int]:
 
 def upright_size(image: Image) -> tuple[int, int]:
     """(width, height) of an opened Pillow image after its EXIF rotation."""
+    tags: Any = getattr(image, "tag_v2", None)
+    if tags is not None:  # Pillow's `size` of a TIFF is that after the rotation, in some versions only once it is read
+        turned = tags.get(_ORIENTATION_TAG, 1) >= 5
+        return (tags[_HEIGHT], tags[_WIDTH]) if turned else (image.width, image.height)
     turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     return (image.height, image.width) if turned else (image.width, image.height)
 
