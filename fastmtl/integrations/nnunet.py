@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fastmtl import ops
-from fastmtl.losses.nnunet import DC_and_BCE_loss, DC_and_CE_loss, MemoryEfficientSoftDiceLoss
+from fastmtl.losses.nnunet import DC_and_BCE_loss, DC_and_CE_loss, MemoryEfficientSoftDiceLoss, SoftDiceLoss
 
 TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
 """The folder for nnU-Net's variable nnUNet_extTrainer."""
@@ -37,14 +37,18 @@ class HeadLoss(DC_and_CE_loss):
         return self.of_input(net_output, target)
 
     def of_input(self, given: HeadInput, target: Tensor, fuse: bool | None = None) -> Tensor:
-        """The loss of what a head read; `fuse` as for `ops.linear_dice_ce_loss`."""
+        """The loss of what a head read; `fuse` as for `ops.linear_dice_ce_loss`, which lacks some options."""
         dice: Any = self.dc
+        if not self._is_fusible(given, target):
+            features, weight, bias = given
+            convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[features.dim() - 3]
+            return super().forward(convolution(features, weight, bias), target)
         loss = ops.linear_dice_ce_loss(
             *given,
             target[:, 0].long() if target.is_floating_point() else target[:, 0],
             ce_weight=self.weight_ce,
             dice_weight=self.weight_dice,
-            ignore_index=self.ce.ignore_index,
+            ignore_index=self.ignore_label,
             include_background=dice.do_bg,
             batch=dice.batch_dice,
             smooth_nr=dice.smooth,
@@ -52,6 +56,21 @@ class HeadLoss(DC_and_CE_loss):
             fuse=fuse,
         )
         return loss - self.weight_dice  # nnU-Net's Dice loss is minus the score, ours is 1 minus it
+
+    def _is_fusible(self, given: HeadInput, target: Tensor) -> bool:
+        """Whether options and target are those of nnU-Net's own trainer."""
+        dice, ce = self.dc, self.ce
+        return (
+            type(dice) in (SoftDiceLoss, MemoryEfficientSoftDiceLoss)
+            and dice.clip_tp is None
+            and not (dice.ddp and dice.batch_dice)
+            and ce.weight is None
+            and ce.label_smoothing == 0
+            and ce.reduction == "mean"
+            and ce.ignore_index == (-100 if self.ignore_label is None else self.ignore_label)
+            and target.shape[1] == 1
+            and len(given.weight) > 1
+        )
 
 
 def loss_of(*, regions: bool, ignore_label: int | None, batch_dice: bool, ddp: bool) -> nn.Module:

@@ -44,6 +44,39 @@ def test_a_head_and_its_loss_are_the_loss_of_its_logits(dims, dtype, options):
     torch.testing.assert_close(loss(passed, target.to(dtype)), expected)
 
 
+OTHER = {
+    "class weights": ({}, {"weight": torch.arange(1.0, LABELS + 1)}),
+    "label smoothing": ({}, {"label_smoothing": 0.1}),
+    "sum": ({}, {"reduction": "sum"}),
+    "ignored by the cross-entropy alone": ({}, {"ignore_index": 1}),
+    "clipped Dice": ({"clip_tp": 200.0}, {}),
+}
+
+
+@pytest.mark.parametrize("options", OTHER)
+def test_options_of_other_trainers_are_not_left_out(options):
+    head, features, target = _head(3)
+    dice, ce = OTHER[options]
+    loss = nnunet.HeadLoss({"do_bg": False, "ddp": False} | dice, ce)
+    expected = loss(head(features), target)
+    assert torch.equal(loss(nnunet.HeadInput(features, head.weight, head.bias), target), expected)
+
+
+def test_one_hot_targets_are_read_whole():
+    head, features, target = _head(2)
+    loss, one_hot = nnunet.HeadLoss({"ddp": False}, {}), nn.functional.one_hot(target[:, 0]).movedim(-1, 1).float()
+    expected = loss(head(features), one_hot)
+    assert torch.equal(loss(nnunet.HeadInput(features, head.weight, head.bias), one_hot), expected)
+
+
+def test_minus_100_is_no_label():
+    head, features, target = _head(2)
+    loss = nnunet.loss_of(regions=False, ignore_label=None, batch_dice=False, ddp=False)
+    target[0, 0, 0] = -100
+    with pytest.raises(ValueError, match="no channel for"):
+        loss.of_input(nnunet.HeadInput(features, head.weight, head.bias), target, fuse=True)
+
+
 def test_an_evaluated_head_computes_logits():
     head, features, _ = _head(3)
     names, logits = list(head.state_dict()), head(features)
