@@ -77,6 +77,19 @@ def test_minus_100_is_no_label():
         loss.of_input(nnunet.HeadInput(features, head.weight, head.bias), target, fuse=True)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_what_is_no_number_is_no_label(wrong, fuse):
+    head, features, target = _head(2)
+    target = target.float()
+    target[0, 0, 0] = wrong
+    loss = nnunet.loss_of(regions=False, ignore_label=None, batch_dice=False, ddp=False)
+    with pytest.raises(ValueError, match="no channel for"):
+        loss.of_input(nnunet.HeadInput(features, head.weight, head.bias), target, fuse=fuse)
+    with pytest.raises(ValueError, match="no channel for"):
+        loss(head(features), target)
+
+
 def test_an_evaluated_head_computes_logits():
     head, features, _ = _head(3)
     names, logits = list(head.state_dict()), head(features)

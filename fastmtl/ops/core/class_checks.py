@@ -8,7 +8,7 @@ from torch import Tensor
 from . import checks
 from .backends import FLOATING
 
-NOTHING_IGNORED = -(2**63)  # an `ignore_index` that no target contains
+NOTHING_IGNORED = -(2**63) + 1  # an `ignore_index` that no target contains; NaN as int64 is one less
 CLASSES = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
