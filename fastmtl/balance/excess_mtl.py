@@ -31,7 +31,7 @@ class ExcessMTL(GradientBalancer):
             paper (appendix C.1).
 
     Raises:
-        ValueError: `lr` is not positive, or `warmup` is less than 1.
+        ValueError: `lr` is not positive, or `warmup` is less than 1 or no whole number.
 
     >>> parameter = torch.nn.Parameter(torch.ones(2))
     >>> losses = {"a": parameter.sum(), "b": (3 * parameter).sum()}
@@ -44,8 +44,8 @@ class ExcessMTL(GradientBalancer):
     strategies = ("sequential", "batched")
 
     def __init__(self, lr: float = 0.01, *, warmup: int = 1) -> None:
-        if not lr > 0 or not warmup >= 1:
-            raise ValueError(f"`lr` must be positive and `warmup` at least 1; got {lr}, {warmup}.")
+        if not lr > 0 or not warmup >= 1 or warmup % 1:
+            raise ValueError(f"`lr` must be positive and `warmup` a whole number of at least 1; got {lr}, {warmup}.")
         super().__init__()
         self.lr, self.warmup = lr, warmup
         self._squares: Tensor | None = None  # S [K, P]

@@ -26,7 +26,7 @@ class GO4Align(LossBalancer):
         lr: rate of p; 1e-4 in the authors' code.
 
     Raises:
-        ValueError: `groups` is less than 1, or `lr` is negative.
+        ValueError: `groups` is less than 1 or no whole number, or `lr` is negative.
 
     >>> parameter = torch.nn.Parameter(torch.tensor([1.0, 1.0, 4.0]))
     >>> losses = dict(zip("abc", parameter, strict=True))
@@ -38,8 +38,8 @@ class GO4Align(LossBalancer):
     needs_all_losses = True
 
     def __init__(self, groups: int = 2, *, lr: float = 1e-4) -> None:
-        if not groups >= 1 or not lr >= 0:
-            raise ValueError(f"`groups` must be at least 1 and `lr` not negative; got {groups}, {lr}.")
+        if not groups >= 1 or groups % 1 or not lr >= 0:
+            raise ValueError(f"`groups` must be a whole number of at least 1, `lr` not negative; got {groups}, {lr}.")
         super().__init__()
         self.groups, self.lr = groups, lr
         self._logs: Tensor | None = None  # [K] float64: logarithms of p, up to a constant

@@ -105,6 +105,8 @@ def in_rank(eigenvalues: Tensor, rtol: float | None) -> Tensor:
 
 def project_on_simplex(v: Tensor, active: Tensor) -> Tensor:
     """The nearest point of the simplex of the active tasks, [K]; 0 elsewhere."""
+    highest = torch.where(active, v, -torch.inf).max()
+    v = v - torch.where(highest.isneginf(), 0.0, highest)  # 1 would be lost beside large numbers
     ordered = torch.where(active, v, -torch.inf).sort(descending=True).values
     above = torch.where(ordered.isneginf(), 0.0, ordered).cumsum(0) - 1
     counts = torch.arange(1, len(v) + 1, dtype=v.dtype, device=v.device)

@@ -30,7 +30,8 @@ class STCH(LossBalancer):
         warmup: epochs; 0 is the paper's formula. The authors' code and LibMTL have 5.
 
     Raises:
-        ValueError: `mu` is not positive, `warmup` is negative, or `warmup` was given with `weights` or `reference`.
+        ValueError: `mu` is not positive, `warmup` is negative or no whole number, or it was given with `weights` or
+            `reference`.
 
     >>> parameter = torch.nn.Parameter(torch.tensor([1.0, 4.0]))
     >>> STCH(mu=1.0).backward({"a": parameter[0], "b": parameter[1]})["weights"].round(decimals=4)
@@ -47,8 +48,8 @@ class STCH(LossBalancer):
         reference: Mapping[str, float] | Sequence[float] | None = None,
         warmup: int = 0,
     ) -> None:
-        if not mu > 0 or not warmup >= 0:
-            raise ValueError(f"`mu` must be positive and `warmup` not negative; got {mu}, {warmup}.")
+        if not mu > 0 or not warmup >= 0 or warmup % 1:
+            raise ValueError(f"`mu` must be positive and `warmup` a whole number, not negative; got {mu}, {warmup}.")
         if warmup and (weights is not None or reference is not None):
             raise ValueError(f"`warmup` must be 0 with `weights` or `reference`; got {warmup}: M replaces both.")
         super().__init__()

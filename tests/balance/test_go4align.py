@@ -51,3 +51,8 @@ def test_equals_its_loop(groups):
         p = p / p.sum()
         torch.testing.assert_close(w, textbook.best_groups(values.sum() / values * p, groups))
         torch.testing.assert_close(parameter.grad, w)
+
+
+def test_groups_are_a_whole_number():
+    with pytest.raises(ValueError, match="`groups` must be a whole number"):
+        balance.GO4Align(1.5)

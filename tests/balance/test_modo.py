@@ -49,3 +49,10 @@ def test_a_task_without_labels_keeps_its_weight_for_later():
     assert w[1] == 0
     torch.testing.assert_close(w.sum(), torch.ones((), **DOUBLE))
     assert balancer.state_dict()["w"][1] == kept
+
+
+def test_large_gradients_leave_weights_of_sum_one():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    losses = {"a": 1e15 * parameter.sum(), "b": 3e15 * parameter.sum(), "c": parameter[0] * 0}
+    weights = balance.MoDo().backward(losses, [parameter])["weights"]
+    assert weights.tolist() == [1.0, 0.0, 0.0]

@@ -73,3 +73,10 @@ def test_the_mean_of_the_warm_up_replaces_preferences(options):
 def test_preferences_are_of_the_tasks():
     with pytest.raises(ValueError, match="must name the tasks"):
         balance.STCH(weights={"a": 1.0}).backward(leaves(torch.ones(2))[1])
+
+
+@pytest.mark.parametrize("make", [balance.STCH, balance.ExcessMTL], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("warmup", [1.5, float("inf")])
+def test_a_warm_up_is_a_whole_number(make, warmup):
+    with pytest.raises(ValueError, match="`warmup` a whole number"):
+        make(warmup=warmup)
