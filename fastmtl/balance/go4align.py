@@ -19,7 +19,8 @@ class GO4Align(LossBalancer):
     a local optimum. In one dimension the best groups are intervals, which dynamic programming finds without a draw.
 
     The weights depend on the losses of the whole step, so the graphs of all micro-batches are kept until the last one,
-    and micro-batches save no memory. The losses must be positive.
+    and micro-batches save no memory. The losses must be positive; a negative one would be increased, so that it makes
+    all weights NaN.
 
     Args:
         groups: number of groups, >= 1; as many as tasks, or more: w is v.
@@ -54,13 +55,13 @@ class GO4Align(LossBalancer):
         logs = self._hold("logs", torch.zeros_like(found)) - self.lr * found
         p = torch.where(active, logs, -torch.inf).softmax(0).nan_to_num(0.0)
         v = torch.where(active, p * found.sum() / torch.where(active, found, 1.0), 0.0)
-        return group_means(v, active, self.groups)
+        return torch.where((found >= 0).all(), group_means(v, active, self.groups), torch.nan)
 
     def _ended(
         self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
     ) -> None:
         found = values(total)
-        moving = (found != 0 if active is None else active) & found.isfinite().all()
+        moving = (found != 0 if active is None else active) & (found.isfinite() & (found >= 0)).all()
         logs = self._hold("logs", torch.zeros_like(found))
         logs.copy_(torch.where(moving, logs - self.lr * found, logs))
 

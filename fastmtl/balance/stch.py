@@ -21,7 +21,8 @@ class STCH(LossBalancer):
 
     With `warmup`, as in the authors' code for multi-task learning and LibMTL: sum_k log L_k for that number of epochs,
     then K mu log sum_k exp(log(L_k / M_k) / mu), where M is the mean loss of the warm-up's last epoch and K counts the
-    tasks of the step. The losses must be positive. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
+    tasks of the step. The losses must be positive; a negative one would be increased, so that it makes all weights NaN.
+    Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
 
     Args:
         mu: smoothing, > 0; 0.01 to 1 in the paper, 1 in the authors' code for multi-task learning.
@@ -77,6 +78,7 @@ class STCH(LossBalancer):
         share = torch.where(active, heights / self.mu, -torch.inf).softmax(0)
         if self.warmup:
             share = torch.where(self._hold("epochs", found.new_zeros(())) < self.warmup, 1 / count, share)
+            share = torch.where((found >= 0).all(), share, torch.nan)
         return torch.where(active, factors * share, 0.0)
 
     def _over_mean(self, found: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ class STCH(LossBalancer):
     ) -> None:
         if self.warmup:
             found = values(total)
-            counts = (found != 0 if active is None else active) & found.isfinite()
+            counts = (found != 0 if active is None else active) & found.isfinite() & (found >= 0).all()
             counts = counts & (self._hold("epochs", found.new_zeros(())) == self.warmup - 1)
             fresh = torch.stack([torch.where(counts, found, 0.0), counts.double()])
             self._hold("sums", torch.zeros_like(fresh)).add_(fresh)

@@ -56,3 +56,12 @@ def test_equals_its_loop(groups):
 def test_groups_are_a_whole_number():
     with pytest.raises(ValueError, match="`groups` must be a whole number"):
         balance.GO4Align(1.5)
+
+
+def test_a_negative_loss_is_not_increased():
+    parameter = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
+    balancer = balance.GO4Align()
+    losses = {"a": parameter[0], "b": parameter[1] - 3}
+    assert balancer.backward(losses)["weights"].isnan().all()
+    state = balancer.state_dict()
+    assert not any(state[name].any() for name in balancer.state_names)

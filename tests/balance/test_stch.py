@@ -80,3 +80,12 @@ def test_preferences_are_of_the_tasks():
 def test_a_warm_up_is_a_whole_number(make, warmup):
     with pytest.raises(ValueError, match="`warmup` a whole number"):
         make(warmup=warmup)
+
+
+def test_a_negative_loss_is_not_increased():
+    parameter = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
+    balancer = balance.STCH(warmup=1)
+    losses = {"a": parameter[0], "b": parameter[1] - 3}
+    assert balancer.backward(losses)["weights"].isnan().all()
+    state = balancer.state_dict()
+    assert not any(state[name].any() for name in balancer.state_names)
