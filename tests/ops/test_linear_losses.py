@@ -288,3 +288,14 @@ X, W, B, T = torch.rand(2, 5, 4, 6), torch.rand(7, 5), torch.rand(7), torch.zero
 def test_bad_arguments_are_named(given, settings, error, message, fuse):
     with pytest.raises(error, match=message):
         ops.linear_dice_ce_loss(*given, **({"fuse": fuse} | settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("ignored", [None, -100, 2**40 + 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_ignored_number_beyond_the_targets_dtype_is_no_class(dtype, ignored, smoothing):
+    torch.manual_seed(0)
+    features, weight, target = torch.randn(2, 6, 300), torch.randn(5, 6), torch.randint(0, 5, (2, 300))
+    options = {"ignore_index": ignored, "label_smoothing": smoothing, "fuse": True}
+    found = ops.linear_dice_ce_loss(features, weight, None, target.to(dtype), **options)
+    torch.testing.assert_close(found, ops.linear_dice_ce_loss(features, weight, None, target, **options))

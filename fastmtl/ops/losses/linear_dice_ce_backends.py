@@ -17,8 +17,6 @@ from . import dice_ce_backends, softmax_overlap
 from .dice_ce_backends import Options, slopes_of_sums
 from .linear_blocks import Layer, gradients_of_blocks, sums_of_blocks
 
-_MAPS_OF_BYTES = (torch.bool, torch.uint8)
-
 
 class Tensors(NamedTuple):
     """The op's tensor arguments, in the order of its schema."""
@@ -66,14 +64,23 @@ class _Blocks:
     def valid(self) -> Tensor | None:
         """Pixels [B, 1, N]; None: all."""
         valid = None if self._mask is None else self._mask.bool()
-        number, index = self._ignored, self._target
-        if index.shape[1] != 1 or (index.dtype in _MAPS_OF_BYTES and not 0 <= number < 256):
-            return valid
-        return index != number if valid is None else valid & (index != number)
+        counted = _counted(self._target, self._ignored) if self._target.shape[1] == 1 else None
+        if valid is None or counted is None:
+            return counted if valid is None else valid
+        return valid & counted
 
     def __call__(self, logits: Tensor, sample: int, pixels: slice) -> dice_ce_backends.Tensors:
         mask = None if self._mask is None else self._mask[sample : sample + 1, :, pixels]
         return dice_ce_backends.Tensors(logits, self._target[sample : sample + 1, :, pixels], self._weight, mask)
+
+
+def _counted(index: Tensor, ignored: int) -> Tensor | None:
+    """Where class numbers are not `ignored`; None: everywhere, since torch would wrap a number beyond the dtype."""
+    lowest, highest = 0, 1
+    if index.dtype != torch.bool:
+        info = torch.iinfo(index.dtype)
+        lowest, highest = info.min, info.max
+    return index != ignored if lowest <= ignored <= highest else None
 
 
 def _sums(backend: str, block: dice_ce_backends.Tensors, o: Options) -> list[Tensor]:
@@ -83,8 +90,8 @@ def _sums(backend: str, block: dice_ce_backends.Tensors, o: Options) -> list[Ten
     sums = [*run(own, softmax_overlap.Options(o.ignore_index, o.squared_pred, backend))[0]]
     if o.label_smoothing:  # the cross-entropy of equal shares of all classes
         if target.shape[1] == 1:
-            valid = target != o.ignore_index
-            mask = valid if mask is None else valid & mask.bool()
+            valid = _counted(target, o.ignore_index)
+            mask = mask if valid is None else valid if mask is None else valid & mask.bool()
         classes = input.shape[1]
         equal = softmax_overlap.Tensors(input, input.new_full((), 1 / classes).expand(input.shape), mask)
         sums.append(run(equal, softmax_overlap.Options(o.ignore_index, False, backend))[0][3] * classes)
