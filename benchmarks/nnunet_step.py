@@ -1,4 +1,4 @@
-"""Peak memory and processor time of nnU-Net's training step with many labels, by its own trainer and by ours:
+"""Peak memory and processor time of nnU-Net's training and validation steps with many labels, by its trainer and ours:
 
     python -m benchmarks.nnunet_step nnUNetTrainerFastmtl 64,96,96      # prints one line of JSON
 
@@ -77,7 +77,14 @@ def _measured(trainer_name: str, patch: list[int]) -> dict[str, Any]:
         loss = float(trainer.train_step(dict(batch))["loss"])
         steps.append({"loss": loss, "processor_s": round(time.process_time() - start, 2)})
     result = {"trainer": trainer_name, "labels": LABELS, "patch": patch, "batch": 2, "steps": steps}
-    return result | {"MiB_before": before, "MiB_more": _peak() - before}
+    result |= {"MiB_before": before, "MiB_more": _peak() - before}
+    trainer.network.eval()
+    start = time.process_time()
+    with torch.no_grad():
+        found = trainer.validation_step(dict(batch))
+    result["validation"] = {"loss": float(found["loss"]), "processor_s": round(time.process_time() - start, 2)}
+    result["validation"] |= {name: int(found[name].sum()) for name in ("tp_hard", "fp_hard", "fn_hard")}
+    return result | {"MiB_more_with_validation": _peak() - before}
 
 
 def _scales(trainer: Any) -> list[list[float]]:

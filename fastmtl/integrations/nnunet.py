@@ -6,7 +6,8 @@ nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerFastmtl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ class HeadLoss(DC_and_CE_loss):
             return super().forward(convolution(features, weight, bias), target)
         loss = ops.linear_dice_ce_loss(
             *given,
-            target[:, 0].long() if target.is_floating_point() else target[:, 0],
+            _numbers(target),
             ce_weight=self.weight_ce,
             dice_weight=self.weight_dice,
             ignore_index=self.ignore_label,
@@ -56,6 +57,11 @@ class HeadLoss(DC_and_CE_loss):
             fuse=fuse,
         )
         return loss - self.weight_dice  # nnU-Net's Dice loss is minus the score, ours is 1 minus it
+
+    def counts(self, given: HeadInput, target: Tensor, fuse: bool | None = None) -> ops.Counts:
+        """The pixels [B, C] that the head predicts rightly, wrongly and misses, but for ignored ones."""
+        options: Any = {"ignore_index": self.ignore_label, "fuse": fuse, "return_counts": True}
+        return ops.linear_dice_ce_loss(*given, _numbers(target), **options)[1]
 
     def _is_fusible(self, given: HeadInput, target: Tensor) -> bool:
         """Whether options and target are those of nnU-Net's own trainer."""
@@ -94,10 +100,28 @@ def pass_inputs_on(heads: Iterable[nn.Module]) -> None:
         head.forward = partial(_forward, head)
 
 
+@contextmanager
+def inputs_passed_on(heads: Iterable[nn.Module]) -> Iterator[None]:
+    """Heads of `pass_inputs_on` in an evaluated network do here what they do in training."""
+    before = [(head, head.training) for head in heads]
+    try:
+        for head, _ in before:
+            head.train()
+        yield
+    finally:
+        for head, training in before:
+            head.train(training)
+
+
 def _forward(head: Any, features: Tensor) -> Tensor | HeadInput:
     if head.training:
         return HeadInput(features, head.weight, head.bias)
     return type(head).forward(head, features)
+
+
+def _numbers(target: Tensor) -> Tensor:
+    """Class numbers [B, *spatial] of nnU-Net's target [B, 1, *spatial]."""
+    return target[:, 0].long() if target.is_floating_point() else target[:, 0]
 
 
 if __name__ == "__main__":

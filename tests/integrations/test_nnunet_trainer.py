@@ -99,6 +99,59 @@ def test_an_evaluated_head_computes_logits():
     assert list(head.state_dict()) == names
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("ignore_label", [None, 0, 2, LABELS])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_counts_of_a_head_are_those_of_its_logits(dims, ignore_label, fuse):
+    head, features, target = _head(dims)
+    target[:, :, :2] = 2 if ignore_label is None else ignore_label
+    predicted = nn.functional.one_hot(head(features).argmax(1), LABELS).movedim(-1, 1).bool()
+    valid = target != (-1 if ignore_label is None else ignore_label)
+    labels = target == torch.arange(LABELS).view(1, -1, *(1,) * dims)
+    loss = nnunet.loss_of(regions=False, ignore_label=ignore_label, batch_dice=True, ddp=False)
+    counts = loss.counts(nnunet.HeadInput(features, head.weight, head.bias), target.to(torch.int16), fuse=fuse)
+    expected = (predicted & labels, predicted & ~labels, ~predicted & labels)
+    for found, pixels in zip(counts, expected, strict=False):  # the fourth: pixels that are not finite
+        assert torch.equal(found, (pixels & valid).flatten(2).sum(2))
+
+
+def test_an_evaluated_network_passes_inputs_on_within_a_block_alone():
+    head, features, _ = _head(3)
+    network = nn.Sequential(head).eval()
+    nnunet.pass_inputs_on([head])
+    with nnunet.inputs_passed_on([head]):
+        assert isinstance(network(features), nnunet.HeadInput)
+    with pytest.raises(RuntimeError), nnunet.inputs_passed_on([head]):
+        nn.Linear(2, 2)(torch.zeros(3))
+    assert isinstance(network(features), torch.Tensor)
+
+
+def test_a_compiled_network_passes_inputs_on():
+    head, features, target = _head(3)
+    loss = nnunet.loss_of(regions=False, ignore_label=None, batch_dice=False, ddp=False)
+    expected = torch.autograd.grad(loss(head(features), target), [features, *head.parameters()])
+    nnunet.pass_inputs_on([head])
+    network = nn.Sequential(head)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(loss(compiled(features), target), [features, *head.parameters()])
+    torch.testing.assert_close(found, expected)
+    network.eval()
+    assert isinstance(compiled(features), torch.Tensor)
+    with nnunet.inputs_passed_on([head]):
+        assert isinstance(compiled(features), nnunet.HeadInput)
+
+
+def test_autocast_features_meet_full_precision_weights():
+    head, features, target = _head(3)
+    loss = nnunet.loss_of(regions=False, ignore_label=None, batch_dice=False, ddp=False)
+    expected = loss(head(features), target)
+    given = nnunet.HeadInput(features.bfloat16(), head.weight, head.bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss.of_input(given, target, fuse=True)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.0)
+    assert all(one.dtype == torch.float32 for one in torch.autograd.grad(found, list(head.parameters())))
+
+
 def test_regions_have_the_loss_of_regions():
     loss = nnunet.loss_of(regions=True, ignore_label=3, batch_dice=False, ddp=False)
     logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 4, 8, 8))
