@@ -21,7 +21,7 @@ ALLOWED = {
     "distributed": {"errors", "heartbeat", "rank_store"},
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops", "utils"},
-    "integrations": {"losses", "ops"},
+    "integrations": {"losses", "ops", "utils"},
     "models": {"utils"},
     "config": {"errors", "utils"},
     "protocols": {"models", "utils"},

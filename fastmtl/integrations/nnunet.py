@@ -6,6 +6,7 @@ nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerFastmtl
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from fastmtl import ops
 from fastmtl.losses.nnunet import DC_and_BCE_loss, DC_and_CE_loss, MemoryEfficientSoftDiceLoss, SoftDiceLoss
+from fastmtl.losses.patching import check_version
+from fastmtl.utils.optional_imports import require
 
 TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
 """The folder for nnU-Net's variable nnUNet_extTrainer."""
@@ -124,5 +127,15 @@ def _numbers(target: Tensor) -> Tensor:
     return target[:, 0].long() if target.is_floating_point() else target[:, 0]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the folder of the trainers if nnU-Net can use them; else one line on standard error, and status 1."""
+    try:
+        require("nnunetv2", "nnUNetTrainerFastmtl", "nnunet")
+        check_version("nnunet")
+    except (ImportError, ValueError) as error:
+        sys.exit(f"fastmtl: {error}")
     print(TRAINERS)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from helpers.paths import ROOT
 from torch import nn
 
 from fastmtl.integrations import nnunet
+from fastmtl.losses import patching
 
 LABELS = 5
 
@@ -160,20 +163,45 @@ def test_regions_have_the_loss_of_regions():
     assert loss.dc.do_bg
 
 
-def test_the_folder_of_the_trainer_is_printed():
-    command = [sys.executable, "-m", "fastmtl.integrations.nnunet"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (Path(done.stdout.strip()) / "nnUNetTrainerFastmtl.py").is_file()
+def _installed(monkeypatch, version):
+    """nnunetv2 of this version, which need not be installed; None: it is not."""
+    monkeypatch.setitem(sys.modules, "nnunetv2", None if version is None else ModuleType("nnunetv2"))
+    monkeypatch.setattr(patching, "version", lambda package: version)
+
+
+def test_the_folder_of_the_trainer_is_printed(monkeypatch, capsys):
+    _installed(monkeypatch, "2.8.1")
+    nnunet.main()
+    assert (Path(capsys.readouterr().out.strip()) / "nnUNetTrainerFastmtl.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (None, r"needs nnunetv2; install it with: pip install 'fastmtl-engine\[nnunet\]'"),
+        ("2.9.0", "nnunetv2 2.9.0 is"),
+    ],
+)
+def test_without_a_tested_nnunet_no_folder_is_printed(version, message, monkeypatch, capsys):
+    _installed(monkeypatch, version)
+    with pytest.raises(SystemExit, match=message) as exit_:
+        nnunet.main()
+    assert "\n" not in str(exit_.value)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_page_has_the_measured_rows():
     page = (ROOT / "docs" / "nnunet.md").read_text(encoding="utf-8")
     rows = json.loads((ROOT / "benchmarks/results/nnunet-100-labels.json").read_text())["rows"]
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
-        cells = [f"{row['MiB_more']:,} MiB, {row['steps'][1]['processor_s']:.1f} s" for row in (theirs, ours)]
-        assert f"| {' x '.join(map(str, theirs['patch']))} | {cells[0]} | {cells[1]} |" in page
-        losses = [[step["loss"] for step in row["steps"]] for row in (theirs, ours)]
+        losses = [[step["loss"] for step in [*row["steps"], row["validation"]]] for row in (theirs, ours)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        cells = [
+            " x ".join(map(str, theirs["patch"])),
+            *(f"{row['MiB_more_with_validation']:,} MiB" for row in (theirs, ours)),
+            "; ".join(", ".join(f"{loss:.5f}" for loss in one) for one in losses),
+        ]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 OWN = """
@@ -191,14 +219,24 @@ class Short:
         super().initialize()
 
     def train_step(self, batch):
-        drawn = torch.Generator().manual_seed(self.steps)
-        self.steps += 1
-        batch["data"] = torch.randn(batch["data"].shape, generator=drawn)
-        for target in batch["target"]:
-            target.copy_(torch.randint(0, self.label_manager.num_segmentation_heads, target.shape, generator=drawn))
-        result = super().train_step(batch)
+        result = super().train_step(self.drawn(batch))
         print("loss of a step:", float(result["loss"]))
         return result
+
+    def validation_step(self, batch):
+        result = super().validation_step(self.drawn(batch))
+        print("loss of a step:", float(result["loss"]))
+        print("counts:", *(int(count) for name in ("tp_hard", "fp_hard", "fn_hard") for count in result[name]))
+        return result
+
+    def drawn(self, batch):
+        labels, drawn = self.label_manager, torch.Generator().manual_seed(self.steps)
+        self.steps += 1
+        batch["data"] = torch.randn(batch["data"].shape, generator=drawn)
+        numbers = 2 if labels.has_regions else labels.num_segmentation_heads + labels.has_ignore_label
+        for target in batch["target"]:
+            target.copy_(torch.randint(0, numbers, target.shape, generator=drawn))
+        return batch
 
 
 class nnUNetTrainerTheirs(Short, nnUNetTrainer):
@@ -210,26 +248,36 @@ class nnUNetTrainerOurs(Short, nnUNetTrainerFastmtl):
 """
 
 
-def _write_data_set(raw: Path) -> Path:
+def _write_data_set(raw: Path, names: dict[str, Any], number: int) -> Path:
     nibabel = pytest.importorskip("nibabel")
     base, random = raw / "Dataset001_Boxes", np.random.default_rng(0)
     for folder in ("imagesTr", "labelsTr"):
         (base / folder).mkdir(parents=True)
     for case in range(6):
-        labels = random.integers(0, 4, (6, 8, 8)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+        labels = random.integers(0, number, (12, 8, 8)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
         image = labels * 3.0 + random.normal(0, 1, labels.shape)
         nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), np.eye(4)), base / f"imagesTr/c{case}_0000.nii.gz")
         nibabel.save(nibabel.Nifti1Image(labels.astype(np.uint8), np.eye(4)), base / f"labelsTr/c{case}.nii.gz")
-    names = {"background": 0, "a": 1, "b": 2, "c": 3}
     facts = {"channel_names": {"0": "CT"}, "labels": names, "numTraining": 6, "file_ending": ".nii.gz"}
-    (base / "dataset.json").write_text(json.dumps(facts))
+    regions = {"regions_class_order": [1, 2]} if any(isinstance(value, list) for value in names.values()) else {}
+    (base / "dataset.json").write_text(json.dumps(facts | regions))
     return base
 
 
+DATA_SETS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "100 labels, volumes": ("3d_fullres", {"background": 0} | {f"{index}": index for index in range(1, 100)}, 100),
+    "ignored label, slices": ("2d", {"background": 0, "a": 1, "b": 2, "ignore": 3}, 4),
+    "regions, slices": ("2d", {"background": 0, "whole": [1, 2], "core": [2]}, 3),
+}
+"""Configuration of nnU-Net, labels of dataset.json, and the number of values in the label maps."""
+
+
 @pytest.mark.slow
-def test_nnunet_plans_trains_goes_on_and_predicts(tmp_path):
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_nnunet_plans_trains_goes_on_and_predicts(tmp_path, data_set):
     pytest.importorskip("nnunetv2")
-    data = _write_data_set(tmp_path / "raw")
+    configuration, names, number = DATA_SETS[data_set]
+    data = _write_data_set(tmp_path / "raw", names, number)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "short_trainers.py").write_text(OWN)
     environment = os.environ | {
@@ -250,16 +298,19 @@ def test_nnunet_plans_trains_goes_on_and_predicts(tmp_path):
         return done.stdout
 
     plan = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
-    run(plan, "plan_and_preprocess_entry", "-d", 1, "-c", "3d_fullres", "-np", 1)
-    train = ("nnunetv2.run.run_training", "run_training_entry", 1, "3d_fullres", 0, "-device", "cpu", "-tr")
-    steps = {}
+    run(plan, "plan_and_preprocess_entry", "-d", 1, "-c", configuration, "-np", 1)
+    train = ("nnunetv2.run.run_training", "run_training_entry", 1, configuration, 0, "-device", "cpu", "-tr")
+    losses, counts = {}, {}
     for name in ("nnUNetTrainerTheirs", "nnUNetTrainerOurs"):
         lines = run(*train, name).splitlines()
-        steps[name] = [float(line.split(":")[1]) for line in lines if line.startswith("loss of a step")]
-    assert len(steps["nnUNetTrainerOurs"]) == 3
-    assert steps["nnUNetTrainerOurs"] == pytest.approx(steps["nnUNetTrainerTheirs"], rel=1e-5)
+        losses[name] = [float(line.split(":")[1]) for line in lines if line.startswith("loss of a step")]
+        (counts[name],) = ([int(one) for one in line.split()[1:]] for line in lines if line.startswith("counts"))
+    assert len(losses["nnUNetTrainerOurs"]) == 3 + 1
+    assert losses["nnUNetTrainerOurs"] == pytest.approx(losses["nnUNetTrainerTheirs"], rel=1e-5)
+    # The training steps round differently, which may tip pixels whose two largest logits are almost equal.
+    assert counts["nnUNetTrainerOurs"] == pytest.approx(counts["nnUNetTrainerTheirs"], rel=0.01, abs=20)
     run(*train, "nnUNetTrainerOurs", "--c")
-    where = ("-d", 1, "-c", "3d_fullres", "-f", 0, "-tr", "nnUNetTrainerOurs", "-device", "cpu", "--disable_tta")
+    where = ("-d", 1, "-c", configuration, "-f", 0, "-tr", "nnUNetTrainerOurs", "-device", "cpu", "--disable_tta")
     predict = ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point")
     run(*predict, "-i", data / "imagesTr", "-o", tmp_path / "out", *where)
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 6
