@@ -16,19 +16,26 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("ops", "losses", "balance", "data", "models", "tasks", "trainer", "protocols", "api", "config")
+PACKAGES = (
+    "fastmtl",
+    *("fastmtl.ops", "fastmtl.losses", "fastmtl.losses.monai", "fastmtl.losses.smp", "fastmtl.losses.nnunet"),
+    *("fastmtl.balance", "fastmtl.data", "fastmtl.models", "fastmtl.tasks", "fastmtl.trainer", "fastmtl.protocols"),
+    *("fastmtl.api", "fastmtl.config"),
+)
 _LINK = re.compile(r"(\]\(|^\[[^\]]+\]: )(?!\w+:|#)([^)\s#]+)", re.MULTILINE)
 _DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 _BESIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks/README.md", "benchmarks/results/*")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds the files beside docs/ and the pages of `PACKAGES`."""
     for pattern in _BESIDE:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, _place(name), abs_src_path=str(path)))
     for package in PACKAGES:
-        files.append(File.generated(config, f"reference/{package}.md", content=_reference(f"fastmtl.{package}")))
+        name = package.removeprefix("fastmtl.")
+        files.append(File.generated(config, f"reference/{name}.md", content=_reference(package)))
     return files
 
 
@@ -51,7 +58,7 @@ def _place(name: str) -> str:
 
 
 def _reference(package: str) -> str:
-    """The page of a package: its public names, in the order of the alphabet."""
+    """The page of a package: its public names in alphabetical order."""
     lines = [f"# {package}", "", inspect.getdoc(importlib.import_module(package)) or ""]
     for name, where in public_names(package):
         lines += ["", f"::: {where}", "    options:", f"      heading: {name}", f"      toc_label: {name}"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {"load": "api.loaded_run", "patch": "losses.patching", "unpatch": "losses.patching"}
+__all__ = ["load", "patch", "unpatch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,7 @@ class Geometry {
   }
 
   // Whether each output pixel is a pixel of the source, as in cuts, flips and quarter turns without scale: nothing is
-  // interpolated then. Positions that floats round by less than 2^-10 pixel change no level by more than a quarter.
+  // interpolated then. Positions that floats round by less than 2^-10 pixel on each axis change no level by half.
   bool copies(const Source& source, Copy* copy) const {
     if (cells_ > 0) return false;
     const float last = size_ - 1.0f;

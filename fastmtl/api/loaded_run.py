@@ -129,7 +129,7 @@ def load(
     device: str = "auto",
     tta: Sequence[str] | None = None,
 ) -> LoadedRun:
-    """The trained run in the folder `path`.
+    """The trained run in the folder `path`, ready to predict.
 
     Args:
         path: the run folder.
@@ -139,5 +139,7 @@ def load(
 
     Raises:
         RunError: `path` is not a run.
+        CheckpointError: the run has no such checkpoint.
+        ConfigError: torch finds no such device, or `tta` names no view.
     """
     return LoadedRun(load_trained(Path(path), which, device, tta))

@@ -99,7 +99,8 @@ def patch(library: str, *, any_version: bool = False, verbose: bool = True) -> P
         ValueError: another library, or a version that our losses were not compared with.
         ImportError: the library is not installed, or lacks one of the classes.
     """
-    installed, one = check_version(library, any_version=any_version), _library(library)
+    one = _library(library)
+    installed = _installed(one) if any_version else check_version(library, ", or accept it with any_version=True")
     ours = importlib.import_module(f"fastmtl.losses.{one.ours}")
     found = _replaced.setdefault(library, {})
     originals = _originals(one, found)
@@ -134,24 +135,32 @@ def unpatch(library: str | None = None) -> None:
                 setattr(module, attribute, theirs)
 
 
-def check_version(library: str, *, any_version: bool = False) -> str:
+def check_version(library: str, alternative: str = "") -> str:
     """The installed version of a library of `LIBRARIES`.
+
+    Args:
+        library: its name there.
+        alternative: what the caller offers instead of the right version, as the end of the error.
 
     Raises:
         ValueError: another library, or a version that our losses were not compared with.
         ImportError: the library is not installed.
     """
     one = _library(library)
-    try:
-        installed = version(one.package)
-    except PackageNotFoundError:
-        raise ImportError(f"{one.package} is not installed: there is nothing to replace") from None
-    if installed.split(".")[:2] != one.series.split(".") and not any_version:
+    installed = _installed(one)
+    if installed.split(".")[:2] != one.series.split("."):
         raise ValueError(
             f"{one.package} {installed} is installed; the losses are compared with {one.series}, and another version "
-            f"may compute something else. Install {one.package}=={one.series}.*, or accept it with any_version=True"
+            f"may compute something else. Install {one.package}=={one.series}.*{alternative}"
         )
     return installed
+
+
+def _installed(one: _Library) -> str:
+    try:
+        return version(one.package)
+    except PackageNotFoundError:
+        raise ImportError(f"{one.package} is not installed: there is nothing to replace") from None
 
 
 def _library(name: str) -> _Library:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import textbook as textbook
+from helpers import textbook
 from helpers.loop import Model, flat_gradient, inputs
 from torch import Tensor, nn
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import textbook as textbook
+from helpers import textbook
 from helpers.gradients import gradients, near_opposed, orders
 from helpers.gram_weights import DOUBLE, weights
 from helpers.op_backends import ignore_numpy_warnings, needs_interpreter, needs_triton

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import textbook as textbook
+from helpers import textbook
 from torch import nn
 
 from fastmtl import balance

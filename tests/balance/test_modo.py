@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from helpers import textbook as textbook
+from helpers import textbook
 from helpers.gradients import gradients
 from helpers.loop import Model, inputs, losses_of
 

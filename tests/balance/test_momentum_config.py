@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import textbook as textbook
+from helpers import textbook
 from helpers.loop import Model, inputs, losses_of
 
 from fastmtl import balance

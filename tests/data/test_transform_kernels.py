@@ -97,7 +97,8 @@ def test_images(augmentation, height, width, size):
         assert np.abs(found - wanted).max() < 0.05
 
 
-# Of a source of 300 x 290, by whole pixels: those of output columns and lines, the first one's place.
+# From a source 300 high and 290 wide: (x, y) in its pixels from one output column to the next, from one line to the
+# next, and of the first output pixel.
 CUTS = {
     "a cut": ((1, 0), (0, 1), (5, 3)),
     "up to the corner": ((1, 0), (0, 1), (10, 20)),

@@ -2,12 +2,16 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zlib
 
 import pytest
 from helpers.paths import ROOT
+
+import fastmtl
+from fastmtl.losses.patching import LIBRARIES
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +32,12 @@ def test_every_public_name_is_in_the_reference(site):
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     known = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     for package in pages.PACKAGES:
-        names = dict(pages.public_names(f"fastmtl.{package}"))
+        names = dict(pages.public_names(package))
         assert names, package
         assert set(names.values()) <= known, package
+    assert dict(pages.public_names("fastmtl")).keys() == fastmtl._HOME.keys()
+    for library in LIBRARIES.values():
+        assert set(library.losses) <= dict(pages.public_names(f"fastmtl.losses.{library.ours}")).keys()
 
 
 def test_every_page_of_the_folder_is_in_the_menu(site):
@@ -41,4 +48,5 @@ def test_every_page_of_the_folder_is_in_the_menu(site):
 
 def test_no_page_asks_another_host(site):
     for page in site.rglob("*.html"):
-        assert 'src="http' not in page.read_text(encoding="utf-8"), page
+        for tag in re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text(encoding="utf-8")):
+            assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", tag), (page, tag)

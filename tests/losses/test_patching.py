@@ -126,6 +126,12 @@ def test_other_versions_are_refused_unless_accepted(monai, monkeypatch):
     assert monai.DiceLoss is our_monai.DiceLoss
 
 
+def test_a_version_is_refused_without_an_option_that_the_caller_lacks(monkeypatch):
+    monkeypatch.setattr(patching, "version", lambda name: "2.9.0")
+    with pytest.raises(ValueError, match=r"nnunetv2 2\.9\.0 is installed; .* Install nnunetv2==2\.8\.\*$"):
+        patching.check_version("nnunet")
+
+
 @pytest.mark.parametrize("call", [fastmtl.patch, fastmtl.unpatch])
 def test_other_libraries_are_refused(call):
     with pytest.raises(ValueError, match="`library` must be one of monai, smp, nnunet; got 'keras'"):

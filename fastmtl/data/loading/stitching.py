@@ -39,8 +39,14 @@ def stitched(mosaic: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int, 
     Args:
         mosaic: where the tiles are.
         found: uint8 [h, w, C] of each.
-        channels: of an image without tiles.
+        channels: of an image without tiles; otherwise it has those of the first tile.
         outside: the level where no tile is.
+
+    Returns:
+        A view of the tile that covers the whole mosaic, or of new memory with all of them, later ones over earlier.
+
+    Raises:
+        ValueError: a tile is neither grey nor has the channels of the first one.
     """
     if mosaic.size is None:
         return _of(found[0], 0, 0, found[0].shape[1], found[0].shape[0])

@@ -110,9 +110,8 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     if alone(tensors, o):
         over = _divisor(sums, tensors.weight, tensors.soft, o)
         of_pixel = (o.ce_weight / over).expand(tensors.input.shape[0], 1).squeeze(1)
-        return reference_coefficients(of_pixel, tensors.input, tensors.target, tensors.mask, o.ignore_index).unsqueeze(
-            -1
-        )
+        found = reference_coefficients(of_pixel, tensors.input, tensors.target, tensors.mask, o.ignore_index)
+        return found.unsqueeze(-1)
     return slopes_of_sums(sums, tensors.weight, tensors.soft, o)
 
 

@@ -3,7 +3,7 @@
 The loss is a function of sums over each class of each sample, so the forward adds up the sums of blocks, and the
 backward computes each block's logits again, their gradient from the slopes of the loss in the sums, and from it the
 gradients of features, weight and bias. Both read the features once; neither the logits [B, C, *spatial] nor their
-gradient are stored.
+gradient is stored.
 """
 
 from __future__ import annotations

@@ -63,24 +63,26 @@ class _Blocks:
     @property
     def valid(self) -> Tensor | None:
         """Pixels [B, 1, N]; None: all."""
-        valid = None if self._mask is None else self._mask.bool()
-        counted = _counted(self._target, self._ignored) if self._target.shape[1] == 1 else None
-        if valid is None or counted is None:
-            return counted if valid is None else valid
-        return valid & counted
+        return _counted(self._target, self._mask, self._ignored)
 
     def __call__(self, logits: Tensor, sample: int, pixels: slice) -> dice_ce_backends.Tensors:
         mask = None if self._mask is None else self._mask[sample : sample + 1, :, pixels]
         return dice_ce_backends.Tensors(logits, self._target[sample : sample + 1, :, pixels], self._weight, mask)
 
 
-def _counted(index: Tensor, ignored: int) -> Tensor | None:
-    """Where class numbers are not `ignored`; None: everywhere, since torch would wrap a number beyond the dtype."""
-    lowest, highest = 0, 1
-    if index.dtype != torch.bool:
-        info = torch.iinfo(index.dtype)
-        lowest, highest = info.min, info.max
-    return index != ignored if lowest <= ignored <= highest else None
+def _counted(target: Tensor, mask: Tensor | None, ignored: int) -> Tensor | None:
+    """Where the mask is not 0 and the class number, if the target has them, is not `ignored`; None: everywhere."""
+    valid = None if mask is None else mask.bool()
+    if target.shape[1] != 1 or not _holds(target.dtype, ignored):
+        return valid
+    return target != ignored if valid is None else valid & (target != ignored)
+
+
+def _holds(dtype: torch.dtype, number: int) -> bool:
+    """Whether a tensor of the dtype can have the number, which torch would wrap in a comparison otherwise."""
+    if dtype == torch.bool:
+        return number in (0, 1)
+    return torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max
 
 
 def _sums(backend: str, block: dice_ce_backends.Tensors, o: Options) -> list[Tensor]:
@@ -89,10 +91,7 @@ def _sums(backend: str, block: dice_ce_backends.Tensors, o: Options) -> list[Ten
     run, own = softmax_overlap.BACKENDS[backend][0], softmax_overlap.Tensors(input, target, mask)
     sums = [*run(own, softmax_overlap.Options(o.ignore_index, o.squared_pred, backend))[0]]
     if o.label_smoothing:  # the cross-entropy of equal shares of all classes
-        if target.shape[1] == 1:
-            valid = _counted(target, o.ignore_index)
-            mask = mask if valid is None else valid if mask is None else valid & mask.bool()
-        classes = input.shape[1]
+        mask, classes = _counted(target, mask, o.ignore_index), input.shape[1]
         equal = softmax_overlap.Tensors(input, input.new_full((), 1 / classes).expand(input.shape), mask)
         sums.append(run(equal, softmax_overlap.Options(o.ignore_index, False, backend))[0][3] * classes)
     return sums
