@@ -53,6 +53,14 @@ class Trained(NamedTuple):
         columns = {task.target.column for task in self.tasks if task.target.kind == "label"}
         return {column or "label": known[column] for column in columns}
 
+    def check_images_suffice(self) -> None:
+        """Raise RunError for a network that reads metadata, which images and slides alone lack: it would see zeros."""
+        if self.recipe.data.metadata:
+            raise RunError(
+                f"the network reads data.metadata ({', '.join(self.recipe.data.metadata)}), which images and slides "
+                "alone do not have; `fastmtl eval` reads it from a data set."
+            )
+
     def read(self, folder: data.Dataset) -> data.TileLoader:
         """Batches of `folder` in order; stains of new slides are estimated first."""
         if self.stain is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -43,15 +44,17 @@ class LoadedRun:
     def __init__(self, trained: Trained):
         self.recipe: Recipe = trained.recipe
         self.tasks: tuple[str, ...] = tuple(task.name for task in trained.tasks)
+        trained.check_images_suffice()
         self._trained = trained
         self._number = count()
+        self._lock = Lock()  # stains are estimated for the images of one call
 
     def predict(self, image: Image) -> dict[str, dict[str, Any]]:
         """`predict_all` of one image."""
         return self.predict_all([image])[0]
 
     def predict_all(self, images: Sequence[Image]) -> list[dict[str, dict[str, Any]]]:
-        """What `fastmtl predict` writes, in memory; in batches of the recipe's size.
+        """What `fastmtl predict` writes, in memory; in batches of the recipe's size. Threads wait for each other.
 
         Args:
             images: files, or uint8 arrays [H, W, 3] in RGB or [H, W] in grey, of any sizes. Each counts as a patient of
@@ -73,6 +76,10 @@ class LoadedRun:
         """
         if not images:
             return []
+        with self._lock:
+            return self._predict_all(images)
+
+    def _predict_all(self, images: Sequence[Image]) -> list[dict[str, dict[str, Any]]]:
         trained = self._trained
         tiles = [self._tile(image) for image in images]
         if self.recipe.data.preprocessing:
@@ -138,7 +145,7 @@ def load(
         tta: views of test-time augmentation; None uses the recipe's.
 
     Raises:
-        RunError: `path` is not a run.
+        RunError: `path` is not a run, or its network reads metadata, which images alone lack.
         CheckpointError: the run has no such checkpoint.
         ConfigError: torch finds no such device, or `tta` names no view.
     """

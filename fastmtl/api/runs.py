@@ -61,12 +61,13 @@ def predict(
         note: called with one line for each slide that is done or unreadable, and for ignored input.
 
     Raises:
-        RunError: `path` is not a run, there is nothing to predict, images are unreadable, `out` contains other files,
-            or another process is writing to `out`.
+        RunError: `path` is not a run, its network reads metadata, there is nothing to predict, images are unreadable,
+            `out` contains other files, or another process is writing to `out`.
         LostRank: another rank has ended.
     """
     world, source = World.from_environment(), slide_path(source)
     trained = load(path, which, device, tta, others, world.local_rank)
+    trained.check_images_suffice()
     if trained.recipe.data.index_folder:
         data.use_index_folder(trained.recipe.data.index_folder)
     views = trained.recipe.training.tta if tta is None else tta

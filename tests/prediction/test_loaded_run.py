@@ -1,5 +1,7 @@
 """A run that is used from Python predicts what the command writes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +80,22 @@ def test_a_run_with_preprocessing_reads_files_alone(tmp_path):
     run = untrained(tmp_path / "run", data={"preprocessing": "percentiles"})
     with pytest.raises(RunError, match=r"data\.preprocessing = 'percentiles'; pass files"):
         fastmtl.load(run, device="cpu").predict(np.zeros((8, 8), np.uint8))
+
+
+def test_a_network_that_reads_metadata_does_not_see_zeros(images, tmp_path, capsys):
+    run = untrained(tmp_path / "run", data={"metadata": {"position": ["x", "y"]}})
+    said = r"reads data\.metadata \(position\), which images and slides alone do not have"
+    with pytest.raises(RunError, match=said):
+        fastmtl.load(run, device="cpu")
+    assert main(["predict", str(run), str(images), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "reads data.metadata (position)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_threads_wait_for_each_others_stains(images, tmp_path):
+    loaded = fastmtl.load(untrained(tmp_path / "run", data={"stain": STAIN}), device="cpu")
+    files = sorted(images.iterdir())
+    expected = [loaded.predict(file)["classification"]["probabilities"] for file in files]
+    with ThreadPoolExecutor(4) as pool:
+        found = [one["classification"]["probabilities"] for one in pool.map(loaded.predict, files * 4)]
+    assert found == expected * 4
