@@ -36,20 +36,21 @@ def main(trainer_name: str, patch: list[int]) -> dict[str, Any]:
         root = Path(folder)
         os.environ |= {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
         os.environ |= {"nnUNet_extTrainer": str(nnunet.TRAINERS), "nnUNet_compile": "f"}
-        _write_data_set(root / "raw" / "Dataset001_Boxes")
+        write_data_set(root / "raw" / "Dataset001_Boxes", (6, 8, 8))
         command = [sys.executable, "-c", _PLAN, "-d", "1", "-c", "3d_fullres", "-np", "1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return _measured(trainer_name, patch)
 
 
-def _write_data_set(base: Path) -> None:
+def write_data_set(base: Path, boxes: tuple[int, int, int]) -> None:
+    """A data set in nnU-Net's raw format, of `LABELS` labels: six volumes of so many boxes of 4 x 4 x 4 voxels."""
     import nibabel
 
     random = np.random.default_rng(0)
     for name in ("imagesTr", "labelsTr"):
         (base / name).mkdir(parents=True)
     for case in range(6):
-        labels = random.integers(0, LABELS, (6, 8, 8)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+        labels = random.integers(0, LABELS, boxes).repeat(4, 0).repeat(4, 1).repeat(4, 2)
         image = labels + random.normal(0, 1, labels.shape)
         nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), np.eye(4)), base / f"imagesTr/c{case}_0000.nii.gz")
         nibabel.save(nibabel.Nifti1Image(labels.astype(np.uint8), np.eye(4)), base / f"labelsTr/c{case}.nii.gz")

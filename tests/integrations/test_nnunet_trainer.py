@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
 from torch import nn
 
+from fastmtl.benchmarks import nnunet_step
 from fastmtl.integrations import nnunet
 from fastmtl.losses import patching
 
@@ -246,26 +246,11 @@ class nnUNetTrainerOurs(Short, nnUNetTrainerFastmtl):
 """
 
 
-def _write_data_set(raw: Path) -> Path:
-    nibabel = pytest.importorskip("nibabel")
-    base, random = raw / "Dataset001_Boxes", np.random.default_rng(0)
-    for folder in ("imagesTr", "labelsTr"):
-        (base / folder).mkdir(parents=True)
-    for case in range(6):
-        labels = random.integers(0, 100, (12, 8, 8)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
-        image = labels * 3.0 + random.normal(0, 1, labels.shape)
-        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), np.eye(4)), base / f"imagesTr/c{case}_0000.nii.gz")
-        nibabel.save(nibabel.Nifti1Image(labels.astype(np.uint8), np.eye(4)), base / f"labelsTr/c{case}.nii.gz")
-    names = {"background": 0} | {f"{index}": index for index in range(1, 100)}  # enough for heads fused with the loss
-    facts = {"channel_names": {"0": "CT"}, "labels": names, "numTraining": 6, "file_ending": ".nii.gz"}
-    (base / "dataset.json").write_text(json.dumps(facts))
-    return base
-
-
 @pytest.mark.slow
 def test_nnunet_plans_trains_goes_on_and_predicts(tmp_path):
     pytest.importorskip("nnunetv2")
-    configuration, data = "3d_fullres", _write_data_set(tmp_path / "raw")
+    configuration, data = "3d_fullres", tmp_path / "raw" / "Dataset001_Boxes"
+    nnunet_step.write_data_set(data, (12, 8, 8))  # large enough for heads fused with the loss
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "short_trainers.py").write_text(OWN)
     environment = os.environ | {
